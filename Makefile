@@ -1,0 +1,45 @@
+# make demo: the whole way once through, on drawn pictures.   make test: the suite.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format clean help
+
+help:
+	@echo "make demo    install, train on drawn pictures, evaluate: minutes on two cores"
+	@echo "make test    install with the test tools and run the suite"
+	@echo "make check   format, lint, types and the suite, as CI does"
+	@echo "make format  put the code into shape"
+	@echo "make clean   remove .venv and what tools left behind; outputs/ and multirun/ stay"
+
+# Installing again is only needed when what is to be installed has changed.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Dermalyze needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed
+	@run=outputs/demo/$$(date +%Y-%m-%d_%H-%M-%S); \
+	$(BIN)/python -m dermalyze.train experiment=demo hydra.run.dir=$$run && \
+	$(BIN)/python -m dermalyze.evaluate checkpoint=$$run
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

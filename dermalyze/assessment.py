@@ -1,0 +1,194 @@
+"""Wires one evaluation: checkpoint, data and split in; metrics, predictions and pictures out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+
+from dermalyze.compute import choose_device, choose_precision
+from dermalyze.config import plain
+from dermalyze.data.batches import open_store
+from dermalyze.data.split import FromFiles
+from dermalyze.data.table import LesionTable
+from dermalyze.errors import ConfigError, DataError
+from dermalyze.evaluation.metrics import (
+    confusion,
+    per_class_metrics,
+    summary_metrics,
+    undefined_reasons,
+)
+from dermalyze.evaluation.plots import confusion_matrix_figure, save_figure
+from dermalyze.files import write_json
+from dermalyze.inference.forward import predict_probabilities
+from dermalyze.inference.loading import TrainedModel, best_checkpoint, load_model
+from dermalyze.run_folder import CONFIG, load_config, working_directory
+from dermalyze.taxonomy import DISCLAIMER
+from dermalyze.tracking.mlflow_tracker import tracker_of
+
+logger = logging.getLogger(__name__)
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an evaluation found, and where it lies."""
+
+    metrics: dict[str, float | None]
+    folder: Path
+    images: int
+    how_to_look: str | None
+
+
+def assess(config: Node) -> Assessment:
+    """Evaluate one checkpoint as `conf/evaluate.yaml` describes.
+
+    Args:
+        config: checked, plain.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: what the user can mend.
+    """
+    path = best_checkpoint(config["checkpoint"])
+    device = choose_device(config["device"])
+    trained = load_model(path, device)
+    run = path.parent if (path.parent / CONFIG).is_file() else None
+    table = _read_table(config["data"], run, path)
+    if table.classes != trained.classes:
+        raise DataError(
+            f"the classes differ. {path}: {', '.join(trained.classes)}; {table.name}: "
+            f"{', '.join(table.classes)}. Evaluate on data with the model's classes."
+        )
+    rows = _rows(config, run, table, trained)
+
+    store = open_store(table, trained.preprocess, config["paths"]["cache"], device)
+    probs_NK = predict_probabilities(
+        trained.model,
+        store,
+        rows,
+        batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
+        precision=choose_precision(config["amp"], device),
+    )
+    folder = Path(config["output"] or path.parent / "evaluation" / config["split"])
+    metrics = _write(folder, table, rows, probs_NK, trained, config["split"])
+    return Assessment(metrics, folder, len(rows), _track(config, run, folder, metrics))
+
+
+def _read_table(data: Node, run: Path | None, path: Path) -> LesionTable:
+    """Read the data that were named, or those of the run."""
+    if data.get("source") is not None:
+        return _instantiate_table(data["source"])
+    if run is None:
+        raise ConfigError(
+            f"{path} lies in no run's folder, so its data are not known. Name them: "
+            "data=ham10000 data.root=DIR split=all."
+        )
+    source = dict(plain(load_config(run))["data"]["source"])
+    # A relative folder was meant from where the run was started, not from here.
+    root = data["root"] or working_directory(run) / source["root"]
+    return _instantiate_table({**source, "root": str(root)})
+
+
+def _instantiate_table(source: Node) -> LesionTable:
+    table: LesionTable = instantiate(source, _convert_="all")
+    for finding in table.findings:
+        if finding.level == "warning":
+            logger.warning("data: %s", finding.message)
+    return table
+
+
+def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedModel) -> np.ndarray:
+    """Return the rows to evaluate, none of them of a lesion that the model has seen."""
+    split = config["split"]
+    if split == "all":
+        rows = np.arange(len(table))
+    elif run is None:
+        raise ConfigError(
+            f"split={split}: {trained.path} lies in no run's folder, so its split is not known. "
+            "Give the run's folder as checkpoint, or split=all."
+        )
+    else:
+        rows = FromFiles(directory=str(run))(table.frame, table.classes).part(split)
+    if split in ("test", "all") and not config["allow_seen_lesions"]:
+        lesions = table.frame["lesion_id"].iloc[rows]
+        seen = sorted(set(lesions) & trained.seen_lesions)
+        if seen:
+            raise DataError(
+                f"{len(seen)} lesions to be evaluated were used to train or select this model "
+                f"(first: {', '.join(seen[:5])}), so its numbers would be inflated. Use "
+                "split=test of its own run or other images; or ask for it by name with "
+                "allow_seen_lesions=true."
+            )
+    return rows
+
+
+def _write(
+    folder: Path,
+    table: LesionTable,
+    rows: np.ndarray,
+    probs_NK: np.ndarray,
+    trained: TrainedModel,
+    split: str,
+) -> dict[str, float | None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = trained.classes
+    labels = table.labels[rows]
+    metrics = summary_metrics(labels, probs_NK)
+    per_class = per_class_metrics(labels, probs_NK, classes)
+    counts_KK = confusion(labels, probs_NK)
+    write_json(
+        folder / "evaluation_metrics.json",
+        {
+            "metrics": metrics,
+            "undefined": undefined_reasons(labels, len(classes), classes),
+            "per_class": {
+                name: {k: None if pd.isna(v) else float(v) for k, v in values.items()}
+                for name, values in per_class.to_dict(orient="index").items()
+            },
+            "confusion_matrix": {"classes": list(classes), "counts": counts_KK.tolist()},
+            "split": split,
+            "images": len(rows),
+            "checkpoint": str(trained.path),
+            "epoch": trained.header["epoch"],
+            "seed": trained.header["seed"],
+            "data": table.name,
+            "table_fingerprint": table.fingerprint,
+            "split_fingerprint": trained.header["split_fingerprint"],
+            "disclaimer": DISCLAIMER,
+        },
+    )
+    frame = table.frame.iloc[rows]
+    predictions = pd.DataFrame(
+        {
+            "image_id": frame["image_id"].to_numpy(),
+            "lesion_id": frame["lesion_id"].to_numpy(),
+            "dx": frame["dx"].to_numpy(),
+            "predicted": [classes[k] for k in probs_NK.argmax(axis=1)],
+            **{f"probability_{name}": probs_NK[:, k] for k, name in enumerate(classes)},
+            "disclaimer": DISCLAIMER,
+        }
+    )
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    title = f"{table.name}, split {split}, {len(rows)} images"
+    save_figure(confusion_matrix_figure(counts_KK, classes, title), folder / "confusion_matrix.png")
+    return metrics
+
+
+def _track(
+    config: Node, run: Path | None, folder: Path, metrics: dict[str, float | None]
+) -> str | None:
+    """Add the results to the model's own MLflow run; return where to look."""
+    tracker = tracker_of(run) if run is not None and config["track"] else None
+    if tracker is None or run is None:
+        return None
+    tracker.reopen(run)
+    tracker.log_summary({f"{config['split']}/{name}": value for name, value in metrics.items()})
+    for path in sorted(folder.iterdir()):
+        tracker.log_artifact(path, folder=f"evaluation/{config['split']}")
+    return tracker.how_to_look()

@@ -1,0 +1,1 @@
+"""Whole-batch augmentation on the training device."""

@@ -1,0 +1,117 @@
+"""What all commands share: one `conf/`, errors a person can read, truthful exit codes.
+
+Exit codes: 0 done; 2 an error that the user can mend, said in one message without a traceback;
+130 or 143 stopped by SIGINT or SIGTERM after saving; 1 anything else, with a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from string import Template
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from dermalyze.config import CONF_DIR, register_resolvers
+from dermalyze.errors import DermalyzeError, Interrupted, nearest
+from dermalyze.run_folder import flat_parameters
+
+logger = logging.getLogger("dermalyze")
+
+Task = Callable[[DictConfig], Any]
+
+
+def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make a task a Hydra app on `conf/<config_name>.yaml`."""
+    register_resolvers()
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+            try:
+                return task(cfg)
+            except Interrupted as stop:
+                logger.warning("%s; the state is saved", stop)
+                raise SystemExit(stop.exit_code) from stop
+            except Exception as error:
+                mendable = _mendable(error)
+                if mendable is None:
+                    logger.exception("failed")  # into the job's own log; Hydra leaves it out
+                    raise
+                logger.error("%s", mendable)
+                if in_sweep:  # the other jobs of the sweep go on; Hydra counts this one as failed
+                    raise mendable from error
+                raise SystemExit(2) from error
+
+        app: Callable[[], None] = hydra.main(
+            config_path=str(CONF_DIR), config_name=config_name, version_base="1.3"
+        )(guarded)
+
+        @wraps(task)
+        def main() -> None:
+            # Hydra then raises what is wrong with a command line instead of exiting with 1.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            try:
+                if {"--help", "-h"} & set(sys.argv[1:]):
+                    print(_help(config_name, [word for word in sys.argv[1:] if "=" in word]))
+                else:
+                    app()
+            except DermalyzeError as error:  # of a sweep's job, which has said it
+                raise SystemExit(2) from error
+            except (CompactHydraException, OmegaConfBaseException) as error:
+                said = _mendable(error) or _unknown_name(str(error), config_name) or error
+                print(said, file=sys.stderr)
+                raise SystemExit(2) from error
+
+        return main
+
+    return decorate
+
+
+def _mendable(error: BaseException | None) -> DermalyzeError | None:
+    """Return the error for the user in what Hydra or OmegaConf wrapped around it, if any."""
+    while isinstance(error, (HydraException, OmegaConfBaseException)):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, DermalyzeError) else None
+
+
+def _help(config_name: str, overrides: list[str]) -> str:
+    """Fill the config's `hydra.help.template`, as Hydra would in three times the time.
+
+    Hydra copies its whole store of configs for each group that it lists, its own included.
+    """
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
+    template = Template(cfg.hydra.help.template)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    options: dict[str, list[str]] = {}
+    for path in sorted(CONF_DIR.rglob("*/*.yaml")):
+        options.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)
+    groups = [f"{group}: {', '.join(names)}" for group, names in options.items()]
+    return template.safe_substitute(
+        APP_CONFIG_GROUPS="\n".join(groups), CONFIG=OmegaConf.to_yaml(cfg)
+    )
+
+
+def _unknown_name(message: str, config_name: str) -> str | None:
+    """Return a better message where Hydra knows no such key or group and proposes to add it."""
+    unknown = re.search(r"Could not override '([^'@]+)'", message)
+    if unknown is None:
+        return None
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        keys = flat_parameters(OmegaConf.to_container(hydra.compose(config_name)))
+    groups = {str(path.parent.relative_to(CONF_DIR)) for path in CONF_DIR.rglob("*/*.yaml")}
+    name = unknown[1]
+    return f"{name}: there is no such key or group.{nearest(name, {*keys, *groups})}"

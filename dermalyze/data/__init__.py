@@ -1,0 +1,1 @@
+"""Tables, splits, pixels and batches."""

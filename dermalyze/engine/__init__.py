@@ -1,0 +1,1 @@
+"""The plain training loop, its state and its checkpoints."""

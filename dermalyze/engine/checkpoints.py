@@ -1,0 +1,126 @@
+"""The two checkpoints of a run: the best model, and the latest state to resume from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dermalyze.checkpoint_file import (
+    BEST,
+    LATEST,
+    previous_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from dermalyze.engine.state import Record, TrainState
+from dermalyze.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """Writes and reads the checkpoints in a run's folder.
+
+    Args:
+        folder: the run's folder.
+        about: what every checkpoint of this run says of itself: model config, classes,
+            preprocessing, lesions seen, split fingerprint, software versions.
+    """
+
+    def __init__(self, *, folder: Path, about: dict[str, Any]) -> None:
+        self.best = folder / BEST
+        self.latest = folder / LATEST
+        self.about = about
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is a state to resume from, good or not."""
+        return self.latest.exists() or previous_of(self.latest).exists()
+
+    def check_room(self, state: TrainState) -> None:
+        """Find out before training whether the disk holds what training will save.
+
+        Raises:
+            CheckpointError: needed against free.
+        """
+        weights = sum(value.nbytes for value in state.model.state_dict().values())
+        # Weights and two moments, in the latest state, the one before it and one being written;
+        # and the best model twice, for the same reason.
+        needed = 3 * 3 * weights + 2 * weights
+        free = shutil.disk_usage(self.latest.parent).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.latest.parent}: this run's checkpoints need about {needed / 2**20:.0f} MiB "
+                f"and {free / 2**20:.0f} are free. Make room, or name a folder on another disk "
+                "with hydra.run.dir=FOLDER."
+            )
+
+    def save_best(self, state: TrainState, record: Record) -> None:
+        """Keep the weights to predict with, and what they reached on validation."""
+        metrics = {name: value for name, value in record.items() if name.startswith("val/")}
+        write_checkpoint(
+            self.best,
+            state.model.state_dict(),
+            {
+                **self.about,
+                "kind": "best",
+                "epoch": record["epoch"],
+                "monitor": state.stopping.monitor,
+                "validation_metrics": metrics,
+            },
+        )
+
+    def save_latest(self, state: TrainState) -> None:
+        """Keep everything that resuming needs; the one before stays beside it."""
+        header = {**self.about, "kind": "latest", "state": state.numbers()}
+        write_checkpoint(self.latest, state.tensors(), header)
+
+    def load_latest(self, state: TrainState) -> bool:
+        """Restore the latest good state; return False where nothing was saved yet.
+
+        A damaged latest checkpoint falls back to the one before it, and says so: the steps in
+        between are done again, with the same result.
+
+        Raises:
+            CheckpointError: files are there, and none of them is good; or they are of another
+                run than this config and these data make.
+        """
+        paths = [path for path in (self.latest, previous_of(self.latest)) if path.exists()]
+        problems: list[str] = []
+        for path in paths:
+            try:
+                tensors, header = read_checkpoint(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+                logger.warning("%s; falling back to the checkpoint before it", error)
+                continue
+            self._refuse_other_run(path, header)
+            state.restore(tensors, header["state"])
+            logger.info(
+                "resuming from %s: epoch %d, step %d", path.name, state.epoch + 1, state.step
+            )
+            return True
+        if problems:
+            raise CheckpointError(
+                "no checkpoint can be resumed from:\n  - " + "\n  - ".join(problems)
+            )
+        return False
+
+    def _refuse_other_run(self, path: Path, header: dict[str, Any]) -> None:
+        for key in ("classes", "model", "preprocess", "split_fingerprint"):
+            if header.get(key) != self.about[key]:
+                raise CheckpointError(
+                    f"{path}: made with another {key}.\n  checkpoint: {header.get(key)}\n"
+                    f"  this run:   {self.about[key]}"
+                )
+        for key in ("threads", "device"):
+            if header["software"].get(key) != self.about["software"][key]:
+                logger.warning(
+                    "the run so far used %s=%s, now %s: the result will be as good, but not equal "
+                    "to the last bit",
+                    key,
+                    header["software"].get(key),
+                    self.about["software"][key],
+                )

@@ -1,0 +1,64 @@
+"""SIGINT and SIGTERM: finish the step, save, and leave with a truthful exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from dermalyze.errors import Interrupted
+
+logger = logging.getLogger(__name__)
+
+
+class Interruption:
+    """Within this context a first SIGINT or SIGTERM asks to stop; a second one acts at once.
+
+    Signals reach only the main thread of a process; elsewhere (a launcher's worker thread) this
+    context changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # A signal that the parent has this process ignore (nohup, a background job) stays
+                # ignored.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._give_back()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        self._give_back()
+        logger.warning(
+            "%s: finishing the step and saving; once more stops at once",
+            signal.Signals(number).name,
+        )
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    @property
+    def requested(self) -> bool:
+        """Whether someone asked to stop."""
+        return self._signal is not None
+
+    def stop_if_requested(self) -> None:
+        """Raise `Interrupted` if someone asked to stop; the caller has saved."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)

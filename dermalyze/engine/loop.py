@@ -1,0 +1,191 @@
+"""The training loop, plain and whole: train, validate, record, save, stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dermalyze.data.batches import Sampler, micro_batches
+from dermalyze.engine.interruption import Interruption
+from dermalyze.engine.state import Record, TrainState
+from dermalyze.engine.step import TrainingStep
+from dermalyze.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(Protocol):
+    """Where states and best models are kept."""
+
+    def save_latest(self, state: TrainState) -> None:
+        """Keep everything that resuming needs."""
+
+    def save_best(self, state: TrainState, record: Record) -> None:
+        """Keep the model to predict with."""
+
+
+class NonFiniteLossError(DataError):
+    """The loss or a weight was infinite or not a number; the last good checkpoint is intact."""
+
+
+def epoch_windows(
+    order_N: np.ndarray, *, batch_size: int, accumulate: int
+) -> list[list[np.ndarray]]:
+    """Cut an epoch's order into windows of micro-batches, one window an optimiser step."""
+    batches = micro_batches(order_N, batch_size)
+    return [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
+
+
+def fit(
+    state: TrainState,
+    *,
+    training_step: TrainingStep,
+    train_rows_N: np.ndarray,
+    sampler: Sampler,
+    validate: Callable[[nn.Module], Record],
+    checkpoints: Checkpoints,
+    sinks: Sequence[Callable[[Record], None]],
+    interruption: Interruption,
+    epochs: int,
+    batch_size: int,
+    accumulate: int,
+    seed: int,
+    check_every_steps: int,
+    checkpoint_every_steps: int | None,
+) -> None:
+    """Train from where `state` stands until the last epoch or until early stopping.
+
+    Args:
+        state: changed in place.
+        train_rows_N: rows of the store to train on.
+        sampler: the order of an epoch as a function of (seed, epoch).
+        validate: model -> the metrics of an epoch's record, named `val/...`.
+        sinks: each takes a finished epoch's record.
+        interruption: asked after each step whether to save and stop.
+        check_every_steps: how often the loss is read back, for the progress bar and to find out
+            whether it is still finite.
+        checkpoint_every_steps: save within epochs too, every so many optimiser steps.
+
+    Raises:
+        NonFiniteLossError: names the step and its images.
+        Interrupted: after the state was saved.
+    """
+    labels_N = training_step.labels_N[train_rows_N]
+
+    def windows_of(epoch: int) -> list[list[np.ndarray]]:
+        order = train_rows_N[sampler.order(labels_N, seed=seed, epoch=epoch)]
+        return epoch_windows(order, batch_size=batch_size, accumulate=accumulate)
+
+    while not state.finished:
+        windows = windows_of(state.epoch)
+        started, first_step = time.monotonic(), state.step
+        state.model.train()
+        with tqdm(
+            total=len(windows),
+            initial=state.step,
+            desc=f"epoch {state.epoch + 1}/{epochs}",
+            unit="step",
+            leave=False,
+            disable=None,
+        ) as progress:
+            while state.step < len(windows):
+                training_step(state, windows[state.step], state.step * accumulate)
+                state.step += 1
+                progress.update()
+                saving = bool(
+                    checkpoint_every_steps and state.global_step % checkpoint_every_steps == 0
+                )
+                # Asked once: a signal between saving and stopping waits for the next step.
+                asked_to_stop = interruption.requested
+                if saving or asked_to_stop or state.step % check_every_steps == 0:
+                    _refuse_non_finite(state, windows, training_step)
+                    progress.set_postfix(loss=f"{_mean_loss(state, windows):.4f}")
+                if saving or asked_to_stop:
+                    checkpoints.save_latest(state)
+                if asked_to_stop:
+                    interruption.stop_if_requested()
+        _refuse_non_finite(state, windows, training_step)
+        seconds = time.monotonic() - started
+        images = sum(len(rows) for window in windows[first_step:] for rows in window)
+
+        record: Record = {
+            "epoch": state.epoch + 1,
+            "train/loss": _mean_loss(state, windows),
+            "train/accuracy": int(state.step_correct_S.sum()) / len(train_rows_N),
+            **validate(state.model),
+            "lr": training_step.schedule(state.global_step - 1),
+            "images_per_second": images / seconds if images else None,
+        }
+        improved = state.stopping.update(record)
+        state.history.append(record)
+        if improved:
+            checkpoints.save_best(state, record)
+        state.begin_next_epoch()
+        state.finished = state.epoch >= epochs or state.stopping.should_stop
+        for sink in sinks:
+            sink(record)
+        checkpoints.save_latest(state)
+        _report(record, epochs, improved)
+        if state.stopping.should_stop and state.epoch < epochs:
+            logger.info(
+                "stopped early: %s has not improved for %d epochs",
+                state.stopping.monitor,
+                state.stopping.epochs_without_improvement,
+            )
+        if not state.finished:  # a finished run has nothing left to stop
+            interruption.stop_if_requested()
+
+
+def _mean_loss(state: TrainState, windows: list[list[np.ndarray]]) -> float:
+    """Return the mean training loss an image, over the steps done in this epoch."""
+    images_S = torch.tensor([sum(len(rows) for rows in window) for window in windows[: state.step]])
+    losses_S = state.step_losses_S[: state.step].cpu().double()
+    return float((losses_S * images_S).sum() / images_S.sum())
+
+
+def _refuse_non_finite(
+    state: TrainState, windows: list[list[np.ndarray]], training_step: TrainingStep
+) -> None:
+    finite_S = torch.isfinite(state.step_losses_S[: state.step]).cpu()
+    if not bool(finite_S.all()):
+        step = int((~finite_S).nonzero()[0])
+        what = f"the loss became {float(state.step_losses_S[step])}"
+    elif not bool(torch.isfinite(nn.utils.get_total_norm(state.model.parameters()))):
+        # A finite loss can have a gradient that is not. The next loss would tell, but by then
+        # the broken weights may be saved.
+        step, what = state.step - 1, "the weights became infinite or not a number"
+    else:
+        return
+    names = [training_step.store.image_ids[row] for rows in windows[step] for row in rows]
+    raise NonFiniteLossError(
+        f"{what} in epoch {state.epoch + 1}, step {step + 1} (images {', '.join(names)}). Nothing "
+        "of it was saved. Lower optimizer.lr, set training.grad_clip=1.0 or training.amp=off; then "
+        "resume from the last checkpoint or start again."
+    )
+
+
+def _report(record: Record, epochs: int, improved: bool) -> None:
+    def shown(name: str, digits: int = 4) -> str:
+        value = record.get(name)
+        return "n/a" if value is None else f"{value:.{digits}f}"
+
+    logger.info(
+        "epoch %d/%d  train loss %s  val loss %s  balanced accuracy %s  macro F1 %s  macro AUC %s"
+        "  %s images/s%s",
+        record["epoch"],
+        epochs,
+        shown("train/loss"),
+        shown("val/loss"),
+        shown("val/balanced_accuracy"),
+        shown("val/macro_f1"),
+        shown("val/macro_auc"),
+        shown("images_per_second", 0),
+        "  (best)" if improved else "",
+    )

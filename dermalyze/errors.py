@@ -1,0 +1,45 @@
+"""Errors that a user can mend. Commands print them without a traceback and exit with 2."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DermalyzeError(Exception):
+    """A problem that the user can mend: the message names the place, the value and the mend."""
+
+
+class ConfigError(DermalyzeError):
+    """The composed configuration cannot work, found before any data is read."""
+
+
+class DataError(DermalyzeError):
+    """Tables, images or splits that cannot be trusted."""
+
+
+class CheckpointError(DermalyzeError):
+    """A checkpoint that is missing, damaged, foreign or unfit for what was asked."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it was told
+    """The run was asked to stop and has saved its state.
+
+    Attributes:
+        exit_code: 128 plus the signal's number, as shells count it: 130 or 143.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+def nearest(value: object, valid: Iterable[object]) -> str:
+    """Return `" Did you mean 'x'?"` with the nearest valid name, or up to 20 valid ones."""
+    names = sorted(str(name) for name in valid)
+    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    more = f", … ({len(names)} in all)" if len(names) > 20 else ""
+    return f" Valid: {', '.join(names[:20])}{more}." if names else ""

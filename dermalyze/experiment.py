@@ -1,0 +1,292 @@
+"""The only place that wires a run together: from a composed config to a trained model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from dermalyze.checkpoint_file import BEST, remove_leftovers
+from dermalyze.compute import (
+    Precision,
+    choose_device,
+    choose_precision,
+    deterministic_algorithms,
+    seed_network,
+    set_threads,
+)
+from dermalyze.data.batches import ImageStore, open_store
+from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.split import Split, save_split
+from dermalyze.data.table import LesionTable
+from dermalyze.engine.checkpoints import RunCheckpoints
+from dermalyze.engine.early_stopping import EarlyStopping
+from dermalyze.engine.interruption import Interruption
+from dermalyze.engine.loop import epoch_windows, fit
+from dermalyze.engine.state import Record, TrainState
+from dermalyze.engine.step import TrainingStep
+from dermalyze.errors import CheckpointError
+from dermalyze.evaluation.metrics import direction, summary_metrics
+from dermalyze.evaluation.plots import save_figure, training_curves_figure
+from dermalyze.files import write_json
+from dermalyze.inference.forward import predict_probabilities
+from dermalyze.randomness import Purpose
+from dermalyze.run_folder import (
+    ORIGIN,
+    SHARED_CONFIG,
+    flat_parameters,
+    git_commit,
+    origin,
+    redacted,
+    save_config,
+    software,
+)
+from dermalyze.schema import checked_run
+from dermalyze.taxonomy import DISCLAIMER
+from dermalyze.tracking.history import HISTORY, write_history
+from dermalyze.tracking.run_lock import run_lock
+from dermalyze.tracking.tracker import Tracker, tracked
+
+logger = logging.getLogger(__name__)
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    folder: Path
+    best: Record
+    best_value: float
+    how_to_look: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run, the table they come with, and who is in which part."""
+
+    table: LesionTable
+    split: Split
+    store: ImageStore
+    preprocess: PreprocessSpec
+
+    def lesions(self, part: str) -> list[str]:
+        """Return the lesion ids of a part of the split, sorted."""
+        rows = self.split.part(part)
+        return sorted(set(self.table.frame["lesion_id"].iloc[rows]))
+
+
+def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
+    """Train one run in `folder`, from the start or from its latest checkpoint.
+
+    Args:
+        cfg: the composed config, checked here before any data is read.
+        folder: exists; everything the run makes goes there.
+        resume: go on with the run that the folder holds.
+
+    Raises:
+        DermalyzeError: what the user can mend: config, data, checkpoints.
+        Interrupted: SIGINT or SIGTERM arrived and the state was saved.
+    """
+    config = checked_run(cfg)
+    training: Node = config["training"]
+    with run_lock(folder), Interruption() as interruption:
+        remove_leftovers(folder)
+        if not resume:
+            save_config(cfg, folder)
+            write_json(folder / ORIGIN, origin())
+        with deterministic_algorithms(training["deterministic"]):
+            return _train(cfg, config, folder, interruption)
+
+
+def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interruption) -> Outcome:
+    training: Node = config["training"]
+    threads = set_threads(training["threads"])
+    device = choose_device(training["device"])
+    precision = choose_precision(training["amp"], device)
+    versions = software(device=str(device), threads=threads, precision=str(precision))
+
+    data = load_data(config, device)
+    checkpoints = RunCheckpoints(
+        folder=folder,
+        about={
+            "model": _rebuildable(config["model"]),
+            "classes": list(data.table.classes),
+            "preprocess": data.preprocess.as_dict(),
+            "table_fingerprint": data.table.fingerprint,
+            "split_fingerprint": data.split.fingerprint,
+            "train_lesions": data.lesions("train"),
+            "val_lesions": data.lesions("val"),
+            "seed": training["seed"],
+            "evaluation_batch_size": training["evaluation_batch_size"],
+            "software": versions,
+            "disclaimer": DISCLAIMER,
+        },
+    )
+    if checkpoints.exist:  # the weights come from there; nothing is to be fetched again
+        config = {**config, "model": _rebuildable(config["model"])}
+    state, step = build(config, data, precision)
+    checkpoints.check_room(state)
+    checkpoints.load_latest(state)
+    save_split(data.split, data.table.frame, folder)
+    tracker: Tracker = instantiate(config["tracking"], _convert_="all")
+    if state.finished:  # still, what a stopped server or process left unrecorded is recorded now
+        logger.info("%s: this run is done; nothing is left to train", folder)
+
+    def validate(model: nn.Module) -> Record:
+        rows = data.split.val
+        probs_NK = predict_probabilities(
+            model,
+            data.store,
+            rows,
+            batch_size=training["evaluation_batch_size"],
+            precision=precision,
+        )
+        metrics = summary_metrics(data.table.labels[rows], probs_NK)
+        return {f"val/{name}": value for name, value in metrics.items()}
+
+    with tracked(
+        tracker,
+        name=folder.name,
+        folder=folder,
+        parameters=flat_parameters(redacted(OmegaConf.to_container(cfg))),
+        tags={
+            **{f"software.{name}": str(value) for name, value in versions.items()},
+            "git_commit": str(git_commit()),
+            "table_fingerprint": data.table.fingerprint,
+            "split_fingerprint": data.split.fingerprint,
+            "disclaimer": DISCLAIMER,
+        },
+        history=state.history,
+    ):
+        fit(
+            state,
+            training_step=step,
+            train_rows_N=data.split.train,
+            sampler=instantiate(config["sampler"]),
+            validate=validate,
+            checkpoints=checkpoints,
+            sinks=[
+                lambda record: write_history(folder, state.history),
+                lambda record: tracker.log_metrics(record, step=int(record["epoch"] or 0)),
+            ],
+            interruption=interruption,
+            epochs=training["epochs"],
+            batch_size=training["batch_size"],
+            accumulate=training["accumulate"],
+            seed=training["seed"],
+            check_every_steps=training["check_every_steps"],
+            checkpoint_every_steps=training["checkpoint_every_steps"],
+        )
+        _log_results(tracker, folder, state)
+    return _outcome(folder, state, tracker)
+
+
+def load_data(config: Node, device: torch.device) -> RunData:
+    """Read the table, split it, and open its images."""
+    table: LesionTable = instantiate(config["data"]["source"], _convert_="all")
+    for finding in table.findings:
+        level = logging.WARNING if finding.level == "warning" else logging.INFO
+        logger.log(level, "data: %s", finding.message)
+    split: Split = instantiate(config["data"]["split"], _convert_="all")(table.frame, table.classes)
+    preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
+    store = open_store(table, preprocess, config["paths"]["cache"], device)
+    logger.info(
+        "data: %s, %d images: %d train, %d val, %d test (split %s)",
+        table.name,
+        len(table),
+        len(split.train),
+        len(split.val),
+        len(split.test),
+        split.fingerprint[:12],
+    )
+    return RunData(table, split, store, preprocess)
+
+
+def build(config: Node, data: RunData, precision: Precision) -> tuple[TrainState, TrainingStep]:
+    """Instantiate model, loss, optimiser, schedule and augmentation for these data."""
+    training: Node = config["training"]
+    device = precision.device
+    num_classes = len(data.table.classes)
+    train_labels = data.table.labels[data.split.train]
+
+    seed_network(training["seed"], Purpose.INITIALISATION)
+    model: nn.Module = instantiate(
+        config["model"],
+        num_classes=num_classes,
+        input_size=data.preprocess.image_size,
+        _convert_="all",
+    ).to(device)
+    make_optimizer = instantiate(config["optimizer"], _convert_="all")
+    # Decay pulls weights towards zero; biases and normalisation have no reason to be there.
+    groups = param_groups_weight_decay(model, make_optimizer.keywords["weight_decay"])
+    optimizer: torch.optim.Optimizer = make_optimizer(groups)
+    steps_per_epoch = len(
+        epoch_windows(
+            np.arange(len(train_labels)),
+            batch_size=training["batch_size"],
+            accumulate=training["accumulate"],
+        )
+    )
+    schedule = instantiate(config["scheduler"], _convert_="all")(
+        peak_lr=make_optimizer.keywords["lr"],
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * training["epochs"],
+    )
+    counts = np.bincount(train_labels, minlength=num_classes).tolist()
+    step = TrainingStep(
+        store=data.store,
+        labels_N=data.table.labels,
+        num_classes=num_classes,
+        loss=instantiate(config["loss"], class_counts=counts, _convert_="all"),
+        augment=instantiate(config["augmentation"], _convert_="all"),
+        schedule=schedule,
+        precision=precision,
+        grad_clip=training["grad_clip"],
+        seed=training["seed"],
+    )
+    state = TrainState(
+        model=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
+        stopping=EarlyStopping(
+            monitor=training["monitor"],
+            direction=direction(training["monitor"]),
+            patience=training["patience"],
+            min_delta=training["min_delta"],
+        ),
+        step_losses_S=torch.zeros(steps_per_epoch, device=device),
+        step_correct_S=torch.zeros(steps_per_epoch, dtype=torch.int64, device=device),
+    )
+    return state, step
+
+
+def _rebuildable(model: Node) -> Node:
+    """Return the model's config as a checkpoint needs it: its weights are in the file itself."""
+    return {**model, "pretrained": False, "weights_file": None}
+
+
+def _log_results(tracker: Tracker, folder: Path, state: TrainState) -> None:
+    curves = folder / "training_curves.png"
+    save_figure(training_curves_figure(state.history, best_epoch=state.stopping.best_epoch), curves)
+    splits = [folder / f"{part}_split.csv" for part in ("train", "val", "test")]
+    for path in (folder / SHARED_CONFIG, folder / ORIGIN, folder / HISTORY, *splits):
+        tracker.log_artifact(path)
+    tracker.log_artifact(curves, folder="plots")
+    tracker.log_artifact(folder / BEST, folder="checkpoints")
+
+
+def _outcome(folder: Path, state: TrainState, tracker: Tracker) -> Outcome:
+    best_epoch, best_value = state.stopping.best_epoch, state.stopping.best_value
+    if best_epoch is None or best_value is None:
+        raise CheckpointError(f"{folder}: the run ended before its first epoch was validated")
+    return Outcome(folder, state.history[best_epoch - 1], best_value, tracker.how_to_look())

@@ -1,0 +1,1 @@
+"""From pixels to probabilities, one way."""

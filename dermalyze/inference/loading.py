@@ -1,0 +1,114 @@
+"""From a checkpoint's file back to its model, without running a stranger's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dermalyze.checkpoint_file import BEST, read_checkpoint
+from dermalyze.config import CONF_DIR, nodes_with_target
+from dermalyze.data.decode import PreprocessSpec
+from dermalyze.errors import CheckpointError
+from dermalyze.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model ready to predict, and what its checkpoint says of it."""
+
+    model: Classifier
+    classes: tuple[str, ...]
+    preprocess: PreprocessSpec
+    header: dict[str, Any]
+    path: Path
+
+    @property
+    def seen_lesions(self) -> frozenset[str]:
+        """The lesions that chose its weights: those of training and of validation."""
+        return frozenset(self.header["train_lesions"]) | frozenset(self.header["val_lesions"])
+
+
+def best_checkpoint(run_or_file: str) -> Path:
+    """Return the file to predict with, for a run's folder or a file.
+
+    Raises:
+        CheckpointError: there is none; says where it was looked for.
+    """
+    path = Path(run_or_file)
+    file = path / BEST if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"checkpoint={run_or_file}: {file} does not exist. Give a run's folder, such as "
+            f"outputs/train/2026-01-31_12-00-00-000000, or a {BEST}; a run has one after its first "
+            "epoch."
+        )
+    return file
+
+
+def load_model(path: Path, device: torch.device) -> TrainedModel:
+    """Return the model of a checkpoint, in eval mode on the device.
+
+    Raises:
+        CheckpointError: damaged, not a model to predict with, or naming code that is not among
+            this version's model options.
+        DataError: made for images that another version decoded.
+    """
+    tensors, header = read_checkpoint(path)
+    if header.get("kind") != "best":
+        raise CheckpointError(
+            f"{path}: holds a training state, not a model to predict with. Use {BEST} beside it."
+        )
+    try:
+        description, classes = header["model"], tuple(header["classes"])
+        preprocess = PreprocessSpec.from_dict(header["preprocess"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its header is incomplete ({error!r})") from error
+    _refuse_foreign_code(path, description)
+    try:
+        model = instantiate(
+            description, num_classes=len(classes), input_size=preprocess.image_size, _convert_="all"
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CheckpointError(
+            f"{path}: this version cannot build the model that its header describes: {error}"
+        ) from error
+    if not isinstance(model, Classifier):
+        raise CheckpointError(f"{path}: its header describes no classifier")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights and model description differ: {error}") from error
+    return TrainedModel(model.eval().to(device), classes, preprocess, header, path)
+
+
+def _refuse_foreign_code(path: Path, description: object) -> None:
+    """A header is data from strangers: it may choose among `conf/model`, never name code."""
+    for place, node in nodes_with_target(description, "model"):
+        name = node["_target_"]
+        if str(name) not in _model_targets():
+            raise CheckpointError(
+                f"{path}: its header asks to run {place}._target_={name}, which is no model option "
+                f"of this version ({', '.join(sorted(_model_targets()))}). Nothing was run."
+            )
+        if node.get("weights_file") is not None or node.get("pretrained"):
+            raise CheckpointError(
+                f"{path}: its header asks to load other files ({place}). Nothing was loaded."
+            )
+    if not isinstance(description, dict) or "_target_" not in description:
+        raise CheckpointError(f"{path}: its header describes no model")
+    if "${" in str(description):
+        raise CheckpointError(f"{path}: its header holds interpolations. Nothing was resolved.")
+
+
+@cache
+def _model_targets() -> frozenset[str]:
+    nodes = (OmegaConf.to_container(OmegaConf.load(p)) for p in CONF_DIR.glob("model/**/*.yaml"))
+    return frozenset(node["_target_"] for tree in nodes for _, node in nodes_with_target(tree))

@@ -1,0 +1,1 @@
+"""Losses of (logits_BK, target_BK). One file a loss."""

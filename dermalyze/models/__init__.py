@@ -1,0 +1,1 @@
+"""Networks: uint8 images in, logits out."""

@@ -1,0 +1,129 @@
+"""Any timm backbone as a feature map: images in, features_BCHW out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from dermalyze.errors import ConfigError, nearest
+
+
+class Backbone(nn.Module):
+    """A timm network without its own pooling and classifier.
+
+    Convolutional maps, channels-last maps (Swin) and tokens (ViT) all come out as (B, C, H, W),
+    so that every head works on every backbone.
+
+    Args:
+        name: timm's name, with or without the tag of its weights.
+        pretrained: load ImageNet weights, from `weights_file` where given.
+        weights_file: a local file (.safetensors or .pth) with weights for this backbone.
+        image_size: side of the square input in pixels; fixed-size networks are built for it.
+
+    Attributes:
+        out_channels: C of the feature map.
+        mean, std: RGB normalisation these weights were trained with, in [0, 1].
+
+    Raises:
+        ConfigError: unknown name, a network without a feature map, or weights that cannot be had.
+    """
+
+    def __init__(
+        self, *, name: str, pretrained: bool, weights_file: str | None, image_size: int
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            known = nearest(name.partition(".")[0], timm.list_models())
+            raise ConfigError(
+                f"model.backbone={name}: timm {timm.__version__} has no such model.{known}"
+            )
+        self.name = name
+        self.network: Any = _create(name, pretrained, weights_file, image_size)
+        self.out_channels = int(self.network.num_features)
+        config: dict[str, Any] = self.network.pretrained_cfg
+        self.mean: tuple[float, ...] = tuple(float(value) for value in config["mean"])
+        self.std: tuple[float, ...] = tuple(float(value) for value in config["std"])
+        self._refuse_without_map(image_size)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return features_BCHW of normalised images_BCHW."""
+        features: torch.Tensor = self.network.forward_features(images_BCHW)
+        if features.ndim == 3:  # tokens: drop class and register tokens, lay the rest on the grid
+            tokens_BNC = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            height, width = self.network.patch_embed.grid_size
+            return tokens_BNC.transpose(1, 2).reshape(len(features), -1, height, width)
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            return features.permute(0, 3, 1, 2)
+        return features
+
+    def _refuse_without_map(self, image_size: int) -> None:
+        """Try one image: a network without a map, or one that this size does not fit, shows here.
+
+        Not in inference mode: networks that keep a tensor for later could not be trained with it.
+        """
+        try:
+            with torch.no_grad():
+                shape = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+        except (AssertionError, AttributeError, RuntimeError) as error:
+            raise _no_map(self.name, image_size, _why(error)) from error
+        if len(shape) != 4 or shape[1] != self.out_channels:
+            raise _no_map(self.name, image_size, f"its features are {tuple(shape)}")
+        self.train()
+
+
+def _create(name: str, pretrained: bool, weights_file: str | None, image_size: int) -> Any:
+    options: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    from_hub = pretrained and weights_file is None
+    # Hub, network, cache and file errors share no base class, and neither do timm's refusals of an
+    # option; whichever it is, the user's mends are the same, and the cause is named.
+    try:
+        known = timm.get_pretrained_cfg(name)
+        if known is not None and known.fixed_input_size:
+            options["img_size"] = image_size
+        network = timm.create_model(name, pretrained=from_hub, **options)
+        if weights_file is not None:
+            _load_weights(network, weights_file)
+    except Exception as error:
+        if not pretrained and weights_file is None:
+            raise _no_map(name, image_size, _why(error)) from error
+        source = weights_file or "timm's hub"
+        raise ConfigError(
+            f"model.pretrained={str(pretrained).lower()}: the weights of {name} could not be had "
+            f"from {source} ({_why(error)}). Train from scratch with model.pretrained=false, or "
+            "name a local file of this backbone's weights with model.weights_file=FILE."
+        ) from error
+    return network
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _no_map(name: str, image_size: int, why: str) -> ConfigError:
+    return ConfigError(
+        f"model.backbone={name}: gives no feature map for images of {image_size} pixels ({why}). "
+        "Choose another data.image_size, or another backbone: convolutional networks, ViT and Swin "
+        "Transformers have one."
+    )
+
+
+def _load_weights(network: Any, weights_file: str) -> None:
+    """Fill the whole backbone from a file; what the file has beyond it (a classifier) is left out.
+
+    timm's own loading of a file passes over tensors that are missing, as it expects a classifier
+    to be; a file of another network would then load nothing and say nothing.
+    """
+    if not Path(weights_file).is_file():
+        raise FileNotFoundError("there is no such file")
+    # Some networks rename older weights or fit them to the image's size.
+    adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    missing, _ = timm.models.load_checkpoint(
+        network, weights_file, strict=False, filter_fn=adapt, weights_only=True
+    )
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} tensors of this backbone, such as {missing[0]}")

@@ -1,0 +1,1 @@
+"""Heads: features_BCHW in, logits_BK out. One file a head."""

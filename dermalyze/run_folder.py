@@ -1,0 +1,225 @@
+"""What a run's folder says about the run: its config, its origin, and what resuming may change."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.taxonomy import DISCLAIMER
+
+CONFIG = "config.yaml"
+SHARED_CONFIG = "config_redacted.yaml"
+ORIGIN = "run.json"
+
+# What does not change a run's result, or is held against the data's fingerprint anyway.
+FREE_ON_RESUME = (
+    "data.root",
+    "paths",
+    "tracking",
+    "training.check_every_steps",
+    "training.checkpoint_every_steps",
+    "training.device",
+    "training.evaluation_batch_size",
+    "training.resume",
+    "training.threads",
+)
+
+_SECRET = re.compile(r"pass(word|wd)?|secret|token|api_?key|credential", re.IGNORECASE)
+_URI_USER = re.compile(r"(?<=://)[^/\s]+@")
+_PACKAGES = (
+    "dermalyze",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+    "hydra-core",
+    "omegaconf",
+    "mlflow",
+)
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write the composed config, interpolations unresolved, so that secrets stay where they are.
+
+    A second copy, without secrets that were typed in, is for showing to others.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+    """
+    path = folder / CONFIG
+    if path.exists():
+        raise ConfigError(
+            f"{folder}: holds a run already. Go on with it by training.resume={folder}, or name "
+            "another folder with hydra.run.dir=FOLDER."
+        )
+    path.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    shown = OmegaConf.create(redacted(OmegaConf.to_container(cfg)))
+    (folder / SHARED_CONFIG).write_text(OmegaConf.to_yaml(shown), encoding="utf-8")
+
+
+def load_config(folder: Path) -> DictConfig:
+    """Return the config that a run was started with.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file, so {folder} is no run's folder")
+    loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig):
+        raise CheckpointError(f"{path}: not the config of a run")
+    return loaded
+
+
+def working_directory(folder: Path) -> Path:
+    """Return the folder that a run was started from, which its relative paths are relative to."""
+    started: dict[str, str] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    return Path(started["working_directory"])
+
+
+def resumed_config(composed: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
+    """Return the config to go on with: the run's own, with what may be changed changed.
+
+    With only `training.resume` and free keys on the command line, the run's own config is taken.
+    With other overrides, the composed config must equal the run's own but for the free keys.
+
+    Args:
+        composed: what the command line composes to.
+        folder: the run's folder.
+        overrides: the command line's overrides, such as `loss=focal`.
+
+    Raises:
+        ConfigError: shows every difference that may not be.
+    """
+    stored = load_config(folder)
+    names = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if not all(_is_free(name) for name in names):
+        before, now = _flat(stored), _flat(composed)
+        differences = [
+            f"{name}: {before.get(name, '(absent)')} -> {now.get(name, '(absent)')}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not _is_free(name)
+        ]
+        if differences:
+            raise ConfigError(
+                f"training.resume={folder}: a resumed run is the same run, but this command "
+                "changes it:\n  - " + "\n  - ".join(differences) + "\nLeave these as they were "
+                "(training.resume=RUN alone takes the run's own config), or start a new run. "
+                f"What may change: {', '.join(FREE_ON_RESUME)}."
+            )
+    config = stored.copy()
+    for name in names:
+        if name in FREE_ON_RESUME or _is_free(name):
+            # A group such as `tracking=none` replaces its node; a value replaces a value.
+            OmegaConf.update(config, name, OmegaConf.select(composed, name), merge=False)
+    return config
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _flat(cfg: DictConfig) -> dict[str, str]:
+    return flat_parameters(OmegaConf.to_container(cfg, resolve=False))
+
+
+def flat_parameters(node: Any, path: str = "") -> dict[str, str]:
+    """Return nested containers as {dotted.path: text}."""
+    if isinstance(node, dict):
+        items = [(f"{path}.{key}" if path else str(key), value) for key, value in node.items()]
+    elif isinstance(node, list) and any(isinstance(value, (dict, list)) for value in node):
+        # Dots, since MLflow takes no brackets in the name of a parameter.
+        items = [(f"{path}.{position}", value) for position, value in enumerate(node)]
+    else:
+        return {path: str(node)}
+    flat: dict[str, str] = {}
+    for name, value in items:
+        flat |= flat_parameters(value, name)
+    return flat
+
+
+def redacted(node: Any, key: str = "") -> Any:
+    """Return containers with secrets replaced: by the name of their key, or inside addresses."""
+    if _SECRET.search(key) and node not in (None, ""):
+        return "(redacted)"
+    if isinstance(node, dict):
+        return {name: redacted(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [redacted(value) for value in node]
+    if isinstance(node, str):
+        return _URI_USER.sub("(redacted)@", node)
+    return node
+
+
+def _shown(argument: str) -> str:
+    """Return a command's argument, such as `tracking.uri=ADDRESS`, without secrets."""
+    name, equals, value = argument.partition("=")
+    return f"{name}{equals}{redacted(value, name)}" if equals else str(redacted(argument))
+
+
+def software(*, device: str, threads: int, precision: str) -> dict[str, Any]:
+    """Return versions and machine facts that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree without installation
+        return "not installed"
+
+
+def git_commit() -> str | None:
+    """Return the commit of this code, with `-dirty` where files are changed; None without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=here,
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # An installed copy may lie inside somebody else's checkout, whose commit says nothing of it.
+    return done.stdout.strip() if done.returncode == 0 and tracked.returncode == 0 else None
+
+
+def origin() -> dict[str, Any]:
+    """Return where a run comes from: command, folder and code."""
+    return {
+        "command": " ".join(_shown(argument) for argument in sys.orig_argv[1:]),
+        "working_directory": os.getcwd(),  # noqa: PTH109 - plain text for JSON
+        "git_commit": git_commit(),
+        "disclaimer": DISCLAIMER,
+    }

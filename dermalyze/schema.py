@@ -1,0 +1,221 @@
+"""The parts of a configuration that are plain values, with their types and ranges.
+
+Values live in `conf/`; here stands only what they may be. Nodes with a `_target_` are checked
+against the signature of their target instead (`dermalyze.config.check_targets`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from dermalyze.config import all_target_problems, plain, raise_problems
+from dermalyze.errors import nearest
+
+Node = dict[str, Any]
+
+
+def _with_target(node: Node) -> Node:
+    if "_target_" not in node:
+        raise ValueError("its _target_ is missing")
+    return node
+
+
+Target = Annotated[Node, AfterValidator(_with_target)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Training(_Part):
+    """`training.*`: how long, how fast, on what, and when to stop."""
+
+    seed: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    evaluation_batch_size: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
+    grad_clip: float | None = Field(gt=0)
+    monitor: str
+    patience: int | None = Field(ge=1)
+    min_delta: float = Field(ge=0)
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    amp: Literal["auto", "off", "bf16", "fp16"]
+    threads: int | None = Field(ge=1)
+    deterministic: bool
+    checkpoint_every_steps: int | None = Field(ge=1)
+    check_every_steps: int = Field(ge=1)
+    resume: str | None
+    allow_double_correction: bool
+
+
+class Data(_Part):
+    """`data.*`: where the images are, what they become, how they are split."""
+
+    root: str
+    image_size: int = Field(ge=16, le=4096)
+    on_missing: Literal["error", "drop"] | None = None
+    source: Target
+    split: Target
+
+
+class Paths(_Part):
+    """`paths.*`: where everything that Dermalyze makes goes."""
+
+    outputs: str
+    cache: str
+
+
+class Run(_Part):
+    """The whole configuration of `python -m dermalyze.train`."""
+
+    data: Data
+    model: Target
+    loss: Target
+    augmentation: Target
+    sampler: Target
+    optimizer: Target
+    scheduler: Target
+    tracking: Target
+    training: Training
+    paths: Paths
+
+
+class OutputPath(_Part):
+    """`paths.*` of `prepare`, which decodes nothing."""
+
+    outputs: str
+
+
+class PreparedData(_Part):
+    """`data.*` as `prepare` needs it: no split."""
+
+    root: str
+    image_size: int = Field(ge=16, le=4096)
+    on_missing: Literal["error", "drop"] | None = None
+    download: bool
+    source: Target
+
+
+class Audit(_Part):
+    """`audit.*` of `prepare`: what counts as a near-duplicate, and how many are pictured."""
+
+    max_distance: int = Field(ge=0, le=63)
+    min_similarity: float = Field(ge=0, le=1)
+    pictured_pairs: int = Field(ge=0)
+
+
+class Preparation(_Part):
+    """The whole configuration of `python -m dermalyze.prepare`."""
+
+    data: PreparedData
+    audit: Audit
+    download: Target
+    output: str
+    paths: OutputPath
+
+
+class Benchmark(_Part):
+    """The whole configuration of `python -m dermalyze.benchmark`."""
+
+    repeats: int = Field(ge=1)
+    output: str
+    paths: OutputPath
+
+
+class OtherData(_Part):
+    """`data.*` of `evaluate`: null where the run's own data are meant."""
+
+    root: str | None
+    image_size: int | None = None
+    on_missing: Literal["error", "drop"] | None = None
+    source: Target | None = None
+
+
+class Evaluation(_Part):
+    """The whole configuration of `python -m dermalyze.evaluate`."""
+
+    checkpoint: str
+    split: Literal["train", "val", "test", "all"]
+    data: OtherData
+    output: str | None
+    batch_size: int | None = Field(ge=1)
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    amp: Literal["auto", "off", "bf16", "fp16"]
+    allow_seen_lesions: bool
+    track: bool
+    paths: Paths
+
+
+def _problems(schema: type[BaseModel], container: Node) -> list[str]:
+    try:
+        schema.model_validate_json(json.dumps(container))
+    except ValidationError as error:
+        return [_described(schema, detail) for detail in error.errors()]
+    return []
+
+
+def _described(schema: type[BaseModel], detail: Any) -> str:
+    place = [str(part) for part in detail["loc"]]
+    path = ".".join(place)
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: there is no such key.{nearest(place[-1], _siblings(schema, place))}"
+    if detail["type"] == "missing":
+        return f"{path}: missing"
+    value = detail["input"]
+    return f"{path}={value!r} ({type(value).__name__}): {detail['msg']}"
+
+
+def _siblings(schema: type[BaseModel], place: list[str]) -> list[str]:
+    for part in place[:-1]:
+        annotation = schema.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return list(schema.model_fields)
+
+
+def checked(cfg: DictConfig, schema: type[BaseModel]) -> Node:
+    """Return the config as plain containers after every check that needs no data.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest valid one), wrong types, values out of range.
+    """
+    container = plain(cfg)
+    raise_problems(_problems(schema, container) + all_target_problems(container))
+    return container
+
+
+def checked_run(cfg: DictConfig) -> Node:
+    """Return a training run's config, checked also for options that contradict each other.
+
+    Raises:
+        ConfigError: as `checked`, or no epoch has the metric to monitor, or weighted sampling
+            meets class-weighted loss: both correct for the class frequencies, so together they
+            correct twice.
+    """
+    from dermalyze.evaluation.metrics import METRICS
+
+    container = checked(cfg, Run)
+    training = container["training"]
+    problems = []
+    monitors = ["train/loss", "train/accuracy", *(f"val/{name}" for name in METRICS)]
+    if training["monitor"] not in monitors:
+        problems.append(
+            f"training.monitor={training['monitor']}: no epoch has such a metric."
+            f"{nearest(training['monitor'], monitors)}"
+        )
+    balanced_batches = container["sampler"]["_target_"].endswith(".WeightedSampler")
+    weighted_loss = container["loss"].get("class_weights", "none") != "none"
+    if balanced_batches and weighted_loss and not training["allow_double_correction"]:
+        problems.append(
+            f"sampler=weighted and loss.class_weights={container['loss']['class_weights']} correct "
+            "the class frequencies twice. Choose one: loss.class_weights=none, or "
+            "sampler=uniform; or say training.allow_double_correction=true"
+        )
+    raise_problems(problems)
+    return container

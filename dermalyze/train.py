@@ -1,0 +1,48 @@
+"""Train one run, or many with `-m`: `python -m dermalyze.train --help`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dermalyze.command import command
+
+logger = logging.getLogger("dermalyze")
+
+
+@command("train")
+def main(cfg: DictConfig) -> float:
+    """Train; return the best value of `training.monitor`, which sweeps select by."""
+    # Imported here, so that --help and --cfg job need neither torch nor mlflow.
+    from dermalyze.experiment import run_training
+    from dermalyze.run_folder import resumed_config
+    from dermalyze.taxonomy import DISCLAIMER
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    resume = cfg.training.resume is not None
+    if resume:
+        cfg = resumed_config(cfg, folder, list(hydra_config.overrides.task))
+    outcome = run_training(cfg, folder, resume=resume)
+
+    best = {key.removeprefix("val/"): value for key, value in outcome.best.items() if "val/" in key}
+    shown = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4f}" for name, value in best.items() if value is not None
+    )
+    shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    logger.info("best epoch %s on validation: %s", outcome.best["epoch"], shown)
+    logger.info(
+        "made %s. Next: python -m dermalyze.evaluate checkpoint=%s\nCompare runs: %s\n%s",
+        shown_folder,
+        shown_folder,
+        outcome.how_to_look,
+        DISCLAIMER,
+    )
+    return outcome.best_value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Whole commands as a person runs them: real processes, tiny drawn data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# Small enough that a run is mostly the start of Python, with BatchNorm and dropout in it.
+TINY = (
+    "data=synthetic",
+    "data.source.lesions=84",
+    "data.source.image_size=32",
+    "data.source.imbalance=0.0",
+    "data.image_size=32",
+    "model=timm",
+    "model.backbone=test_resnet",
+    "model.pretrained=false",
+    "training.epochs=2",
+    "training.batch_size=8",
+    "training.threads=1",
+)
+
+
+def _environment(**more: str) -> dict[str, str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DERMALYZE_HAM10000", "MLFLOW_TRACKING_URI")
+    }
+    return environment | {"OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the drawn pictures lie, so that they are drawn once."""
+    return tmp_path_factory.mktemp("data") / "phantoms"
+
+
+def command_in(folder: Path) -> Command:
+    """Return a function that runs `python ARGS` in a folder and expects an exit code."""
+
+    def run(*args: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *args],
+            cwd=folder,
+            env=_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Command:
+    """Run `python ARGS` in an empty folder."""
+    return command_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder, `outputs/train/one` below where it was started. Read it only."""
+    start = tmp_path_factory.mktemp("trained")
+    command_in(start)("-m", "dermalyze.train", *tiny, "hydra.run.dir=outputs/train/one")
+    return start / "outputs" / "train" / "one"
+
+
+@pytest.fixture(scope="session")
+def tiny(phantoms: Path) -> tuple[str, ...]:
+    """The overrides of a tiny run."""
+    return (*TINY, f"data.root={phantoms}")

@@ -1,0 +1,196 @@
+"""Training, evaluation and sweeps, as commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from dermalyze.checkpoint_file import BEST, read_checkpoint
+from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_and_its_evaluation(trained, python):
+    run = trained
+    header = read_checkpoint(run / BEST)[1]
+    history = json.loads((run / "training_history.json").read_text())
+    best = min(history, key=lambda record: record["val/loss"])
+    assert header["epoch"] == best["epoch"]
+    assert {
+        f"val/{k}" for k in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")
+    } <= (header["validation_metrics"].keys())
+    assert (run / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # What training stored is what evaluation finds.
+    done = python("-m", "dermalyze.evaluate", f"checkpoint={run}", "split=val")
+    assert DISCLAIMER in done.stdout
+    found = json.loads((run / "evaluation/val/evaluation_metrics.json").read_text())["metrics"]
+    for name, value in header["validation_metrics"].items():
+        assert found[name.removeprefix("val/")] == pytest.approx(value, abs=1e-6), name
+
+    # The test split: predictions, confusion matrix, and the model's own MLflow run.
+    python("-m", "dermalyze.evaluate", f"checkpoint={run / BEST}")
+    report = json.loads((run / "evaluation/test/evaluation_metrics.json").read_text())
+    predictions = pd.read_csv(run / "evaluation/test/predictions.csv")
+    test_split = pd.read_csv(run / "test_split.csv")
+    assert predictions["image_id"].tolist() == test_split["image_id"].tolist()
+    probabilities = predictions[[f"probability_{code}" for code in HAM10000_CODES]]
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-9)
+    assert (predictions["predicted"] == predictions["dx"]).mean() == pytest.approx(
+        report["metrics"]["accuracy"]
+    )
+    counts = pd.crosstab(predictions["dx"], predictions["predicted"])
+    counts = counts.reindex(index=HAM10000_CODES, columns=HAM10000_CODES, fill_value=0)
+    assert report["confusion_matrix"]["counts"] == counts.to_numpy().tolist()
+
+    identity = json.loads((run / "tracking.json").read_text())
+    client = MlflowClient(tracking_uri=identity["uri"])
+    logged = client.get_run(identity["run_id"])
+    assert Path(identity["uri"].removeprefix("sqlite:///")) == run.parents[1] / "mlflow.db"
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["training.epochs"] == "2"
+    assert logged.data.tags["split_fingerprint"] == header["split_fingerprint"]
+    assert logged.data.metrics["test/accuracy"] == pytest.approx(report["metrics"]["accuracy"])
+    names = {item.path for item in client.list_artifacts(identity["run_id"])}
+    assert {
+        "config_redacted.yaml",
+        "train_split.csv",
+        "checkpoints",
+        "plots",
+        "evaluation",
+    } <= names
+
+
+def test_lesions_that_were_seen_are_refused(trained, python, phantoms):
+    data = ("data=synthetic", f"data.root={phantoms}", "data.source.lesions=84")
+    drawn = (*data, "data.source.image_size=32", "data.source.imbalance=0.0", "split=all")
+    refused = python("-m", "dermalyze.evaluate", f"checkpoint={trained}", *drawn, expect=2)
+    assert "were used to train or select this model" in refused.stdout
+    python(
+        "-m",
+        "dermalyze.evaluate",
+        f"checkpoint={trained}",
+        *drawn,
+        "allow_seen_lesions=true",
+        "track=false",
+    )
+
+
+def test_the_third_job_of_a_sweep_is_the_same_job_alone(python, tiny, tmp_path):
+    sweep, alone = tmp_path / "sweep", tmp_path / "alone"
+    common = (*tiny, "training.epochs=1")
+    python(
+        "-m",
+        "dermalyze.train",
+        "-m",
+        *common,
+        "training.seed=7,13,21",
+        "model/head=acrnn",
+        f"hydra.sweep.dir={sweep}",
+    )
+    python(
+        "-m",
+        "dermalyze.train",
+        *common,
+        "training.seed=21",
+        "model/head=acrnn",
+        f"hydra.run.dir={alone}",
+    )
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    job, expected = read_checkpoint(sweep / "2" / BEST), read_checkpoint(alone / BEST)
+    assert all(torch.equal(job[0][name], tensor) for name, tensor in expected[0].items())
+    assert job[1] == expected[1]
+    other = read_checkpoint(sweep / "0" / BEST)[0]
+    assert not all(torch.equal(other[name], tensor) for name, tensor in expected[0].items())
+
+
+def test_without_data_it_says_where_it_looked_and_what_to_do(python, tmp_path):
+    for command in ("train", "prepare"):
+        failed = python("-m", f"dermalyze.{command}", "data.root=nowhere", expect=2)
+        assert str(tmp_path / "nowhere") in failed.stdout
+        assert "doi:10.7910/DVN/DBW86T" in failed.stdout
+        assert "data=synthetic" in failed.stdout
+        assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_prepare_writes_labels_and_a_summary_and_touches_nothing_else(
+    python, tiny, phantoms, tmp_path, trained
+):
+    data = [part for part in tiny if part.startswith("data")]
+    before = {path: path.read_bytes() for path in phantoms.rglob("*") if path.is_file()}
+    done = python("-m", "dermalyze.prepare", *data, "output=prepared")
+    assert f"python -m dermalyze.train data=synthetic data.root={phantoms}" in done.stdout
+
+    labels = pd.read_csv(tmp_path / "prepared/phantoms/labels.csv", dtype=str)
+    table = pd.read_csv(phantoms / "HAM10000_metadata.csv", dtype=str).sort_values("image_id")
+    assert labels[["image_id", "lesion_id", "dx"]].to_numpy().tolist() == (
+        table[["image_id", "lesion_id", "dx"]].to_numpy().tolist()
+    )
+    summary = json.loads((tmp_path / "prepared/phantoms/summary.json").read_text())
+    assert (summary["images"], summary["lesions"]) == (len(table), 84)
+    images = {name: counts["images"] for name, counts in summary["classes"].items()}
+    assert images == table["dx"].value_counts().to_dict()
+    assert summary["disclaimer"] == DISCLAIMER
+    audit = json.loads((tmp_path / "prepared/phantoms/audit.json").read_text())
+    assert audit["disclaimer"] == DISCLAIMER
+    assert DISCLAIMER in (tmp_path / "prepared/phantoms/audit.html").read_text()
+    assert before == {path: path.read_bytes() for path in phantoms.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "training.sed=3",
+            "training.sed: there is no such key or group. Did you mean 'training.seed'",
+        ),
+        ("+training.sed=3", "training.sed: there is no such key. Did you mean 'seed'?"),
+        ("model/hed=acrnn", "model/hed: there is no such key or group. Did you mean 'model/head'"),
+        ("training.seed=abc", "training.seed='abc' (str): Input should be a valid integer"),
+        ("loss=fcal", "Could not find 'loss/fcal'"),
+    ],
+)
+def test_a_mistyped_command_line_is_refused_with_the_mend(python, override, said):
+    failed = python("-m", "dermalyze.train", "data.root=nowhere", override, expect=2)
+    assert said in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_evaluate_without_a_checkpoint_says_so(python):
+    failed = python("-m", "dermalyze.evaluate", "checkpoint=nowhere", expect=2)
+    assert "checkpoint=nowhere" in failed.stdout
+    missing = python("-m", "dermalyze.evaluate", expect=2)
+    assert "missing: checkpoint" in missing.stdout
+
+
+def test_only_ham10000_is_downloaded(python):
+    other = ("data=synthetic", "data.download=true")
+    failed = python("-m", "dermalyze.prepare", *other, expect=2)
+    assert "data.download=true fetches HAM10000; data=synthetic is another set" in failed.stdout
+
+
+def test_another_data_set_with_one_hot_ground_truth(trained, python, phantoms, tmp_path):
+    """As ISIC 2018 Task 3 comes: pictures in a folder, columns not in alphabetical order."""
+    table = pd.read_csv(phantoms / "HAM10000_metadata.csv").head(20)
+    columns = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    truth = pd.DataFrame(
+        {name: (table["dx"] == name.lower()).astype(float) for name in columns}
+    ).assign(image=table["image_id"])
+    folder = tmp_path / "isic"
+    (folder / "ISIC2018_Task3_Test_Input").mkdir(parents=True)
+    truth[["image", *columns]].to_csv(folder / "ISIC2018_Task3_Test_GroundTruth.csv", index=False)
+    for name in table["image_id"]:
+        (picture,) = phantoms.rglob(f"{name}.jpg")
+        shutil.copy(picture, folder / "ISIC2018_Task3_Test_Input")
+
+    other = ("data=isic2018_test", f"data.root={folder}", "split=all", "output=result")
+    python("-m", "dermalyze.evaluate", f"checkpoint={trained}", *other, "track=false")
+    predictions = pd.read_csv(tmp_path / "result/predictions.csv").set_index("image_id")
+    assert predictions["dx"].to_dict() == table.set_index("image_id")["dx"].to_dict()

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from dermalyze.files import write_json, write_whole
+
+
+def test_what_is_written_comes_back(tmp_path):
+    write_whole(tmp_path / "text", "ä\n")
+    assert (tmp_path / "text").read_bytes() == "ä\n".encode()
+    write_whole(tmp_path / "bytes", b"\x00\xff")
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+    write_json(tmp_path / "a.json", {"loss": 0.1, "none": None})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.1, "none": None}
+
+
+def test_a_failure_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, [1])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, [float("nan")])
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, [2])
+    assert json.loads(path.read_text()) == [1]
+    assert list(tmp_path.iterdir()) == [path]
