@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -26,4 +27,12 @@ def test_a_failure_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_json(path, [2])
     assert json.loads(path.read_text()) == [1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_one_path_do_not_take_each_others_file(tmp_path):
+    path = tmp_path / "a"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_whole(path, b"x" * 100_000), range(200)))
+    assert path.read_bytes() == b"x" * 100_000
     assert list(tmp_path.iterdir()) == [path]
