@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.data import cache
+from dermalyze.data import cache_build
 from dermalyze.data.cache import open_images
 from dermalyze.data.decode import PreprocessSpec, decode
 from dermalyze.errors import DataError
@@ -77,28 +78,85 @@ def test_the_second_opening_does_not_decode(
     paths: list[str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_images(paths, spec=SPEC, directory=store)
-    monkeypatch.setattr(cache, "decode", no_decoding)
+    monkeypatch.setattr(cache_build, "decode", no_decoding)
     np.testing.assert_array_equal(open_images(paths, spec=SPEC, directory=store), first)
     assert len(caches(store)) == 1
 
 
-def test_writing_stays_in_this_process(paths: list[str], store: Path) -> None:
+def test_the_array_cannot_be_written_to(paths: list[str], store: Path) -> None:
     images = open_images(paths, spec=SPEC, directory=store)
-    assert images.flags.writeable  # torch.from_numpy would warn otherwise
-    before = (caches(store)[0] / "images.npy").read_bytes()
-    images[:] = 0
-    del images
-    assert (caches(store)[0] / "images.npy").read_bytes() == before
+    with pytest.raises(ValueError, match="read-only"):
+        images[:] = 0
 
 
 def test_the_rate_is_logged(
     paths: list[str], store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="dermalyze.data.cache")
+    caplog.set_level(logging.INFO, logger="dermalyze.data.cache_build")
     open_images(paths, spec=SPEC, directory=store)
     (message,) = caplog.messages
     assert message.startswith("decoded 12 images in ")
-    assert "images/s) to " in message
+    assert f"images/s) to {caches(store)[0]}; 0 were copied" in message
+
+
+# What earlier caches know
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were decoded, as they are decoded."""
+    done: list[str] = []
+
+    def counted(path: str, spec: PreprocessSpec) -> np.ndarray:
+        done.append(path)
+        return decode(path, spec)
+
+    monkeypatch.setattr(cache_build, "decode", counted)
+    return done
+
+
+def test_only_what_changed_is_decoded(
+    paths: list[str], store: Path, decodings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="dermalyze.data.cache_build")
+    open_images(paths[:10], spec=SPEC, directory=store)
+    assert sorted(decodings) == sorted(paths[:10])
+    decodings.clear()
+
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(paths[4])
+    images = open_images(paths[::-1], spec=SPEC, directory=store)
+    assert sorted(decodings) == sorted([paths[4], paths[10], paths[11]])
+    np.testing.assert_array_equal(images, decoded(paths[::-1]))
+    assert caplog.messages[1].startswith("decoded 3 images in ")
+    assert caplog.messages[1].endswith("; 9 were copied from earlier caches")
+    decodings.clear()
+
+    images = open_images([paths[0], paths[11], paths[0]], spec=SPEC, directory=store)
+    assert decodings == []  # all of it lies in two earlier caches
+    np.testing.assert_array_equal(images, decoded([paths[0], paths[11], paths[0]]))
+
+
+def test_rows_decoded_otherwise_are_not_copied(
+    paths: list[str], store: Path, decodings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_images(paths, spec=SPEC, directory=store)
+    open_images(paths, spec=PreprocessSpec(image_size=9), directory=store)
+    assert len(decodings) == 24
+    monkeypatch.setattr("dermalyze.data.decode.DECODE_VERSION", 0)
+    open_images(paths, spec=SPEC, directory=store)
+    assert len(decodings) == 36
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    open_images(paths, spec=SPEC, directory=store)
+    assert len(decodings) == 48
+
+
+def test_a_damaged_cache_lends_no_rows(paths: list[str], store: Path, decodings: list[str]) -> None:
+    open_images(paths, spec=SPEC, directory=store)
+    swap_two_checksums(caches(store)[0])
+    decodings.clear()
+    images = open_images(paths[::-1], spec=SPEC, directory=store)
+    assert len(decodings) == 12
+    np.testing.assert_array_equal(images, decoded(paths[::-1]))
 
 
 # The key
@@ -126,7 +184,7 @@ def test_the_same_files_elsewhere_find_the_cache(
 ) -> None:
     first = open_images(paths, spec=SPEC, directory=store)
     copied = [shutil.copy(path, tmp_path / f"copy_{n}.img") for n, path in enumerate(paths)]
-    monkeypatch.setattr(cache, "decode", no_decoding)
+    monkeypatch.setattr(cache_build, "decode", no_decoding)
     copies = open_images([str(path) for path in copied], spec=SPEC, directory=store)
     np.testing.assert_array_equal(copies, first)
 
@@ -164,6 +222,12 @@ def retype(folder: Path) -> None:
     np.save(folder / "images.npy", np.load(folder / "images.npy").view(np.int8))
 
 
+def swap_two_checksums(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    index["sha256"][:2] = index["sha256"][1::-1]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -173,8 +237,10 @@ def retype(folder: Path) -> None:
         (lambda folder: (folder / "images.npy").write_bytes(bytes(2432)), "magic string"),
         (lambda folder: (folder / "images.npy").unlink(), "No such file"),
         (lambda folder: (folder / "index.json").write_text("{"), "Expecting property name"),
-        (lambda folder: (folder / "index.json").write_text("[]"), "list indices"),
-        (lambda folder: (folder / "index.json").write_text("{}"), "pillow"),
+        (lambda folder: (folder / "index.json").write_text("[]"), "pop"),
+        (lambda folder: (folder / "index.json").write_text("3"), "no attribute 'pop'"),
+        (lambda folder: (folder / "index.json").write_text("{}"), "bytes"),
+        (swap_two_checksums, "index.json has another checksum than the folder's name"),
         (lambda folder: (folder / "index.json").unlink(), "No such file"),
     ],
 )
@@ -203,11 +269,11 @@ def test_a_damaged_cache_is_told_and_built_anew(
 PROLOGUE = """
 import hashlib, itertools, os, sys, time
 from pathlib import Path
-from dermalyze.data import cache
+from dermalyze.data import cache, cache_build
 from dermalyze.data.decode import PreprocessSpec
 
 store, *paths = sys.argv[1:]
-real, count = cache.decode, itertools.count()
+real, count = cache_build.decode, itertools.count()
 """
 DIES = """
 def decode(path, spec):
@@ -215,7 +281,7 @@ def decode(path, spec):
         os._exit(9)
     return real(path, spec)
 
-cache.decode = decode
+cache_build.decode = decode
 cache.open_images(paths, spec=PreprocessSpec(image_size=8), directory=store)
 """
 BUILDS_TOGETHER = """
@@ -227,7 +293,7 @@ def decode(path, spec):
         time.sleep(0.01)
     os._exit(9)
 
-cache.decode = decode
+cache_build.decode = decode
 Path(store).mkdir(exist_ok=True)
 Path(store, f"ready{os.getpid()}").touch()
 images = cache.open_images(paths, spec=PreprocessSpec(image_size=8), directory=store)
@@ -320,10 +386,10 @@ def test_a_file_that_appears_meanwhile_is_not_cached_under_a_key_without_it(
         write_whole(Path(paths[0]), content)  # other threads may be reading it
         return decode(path, spec)
 
-    monkeypatch.setattr(cache, "decode", late)
+    monkeypatch.setattr(cache_build, "decode", late)
     with pytest.raises(DataError, match="came into being"):
         open_images(paths, spec=SPEC, directory=store)
-    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(cache_build, "decode", decode)
     images = open_images(paths, spec=SPEC, directory=store)
     np.testing.assert_array_equal(images, decoded(paths))
 
@@ -333,7 +399,7 @@ def test_too_little_room_is_told_before_anything_is_decoded(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 2303, 2303))
-    monkeypatch.setattr(cache, "decode", no_decoding)
+    monkeypatch.setattr(cache_build, "decode", no_decoding)
     with pytest.raises(DataError, match=r"needs 2304 bytes.*2303 bytes are free.*paths\.cache="):
         open_images(paths, spec=SPEC, directory=store)
     assert caches(store) == []
