@@ -201,12 +201,13 @@ def load_data(config: Node, device: torch.device) -> RunData:
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
     store = open_store(table, preprocess, config["paths"]["cache"], device)
     logger.info(
-        "data: %s, %d images: %d train, %d val, %d test (split %s)",
+        "data: %s, %d images: %d train, %d val, %d test, %d in no part (split %s)",
         table.name,
         len(table),
         len(split.train),
         len(split.val),
         len(split.test),
+        len(split.unused),
         split.fingerprint[:12],
     )
     return RunData(table, split, store, preprocess)
@@ -278,7 +279,7 @@ def _rebuildable(model: Node) -> Node:
 def _log_results(tracker: Tracker, folder: Path, state: TrainState) -> None:
     curves = folder / "training_curves.png"
     save_figure(training_curves_figure(state.history, best_epoch=state.stopping.best_epoch), curves)
-    splits = [folder / f"{part}_split.csv" for part in ("train", "val", "test")]
+    splits = sorted(folder.glob("*_split.csv"))
     for path in (folder / SHARED_CONFIG, folder / ORIGIN, folder / HISTORY, *splits):
         tracker.log_artifact(path)
     tracker.log_artifact(curves, folder="plots")

@@ -31,6 +31,7 @@ from dermalyze.data.split_files import (
     COLUMNS,
     LEAKY,
     PARTS,
+    UNUSED,
     differences,
     faults,
     first,
@@ -48,16 +49,18 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A table's rows, each in exactly one of three parts.
+    """A table's rows, each in one of three parts or, where a split leaves it out, in none.
 
-    `train`, `val` and `test` are row positions into the table's frame, ascending. `method` and
-    `seed` say how the split was drawn. `fingerprint` is a sha256, in hex, over image_id, lesion_id,
-    dx and part of all rows; the order of the rows does not change it.
+    `train`, `val`, `test` and `unused` are row positions into the table's frame, ascending; each
+    row is in exactly one of the four. `method` and `seed` say how the split was drawn.
+    `fingerprint` is a sha256, in hex, over image_id, lesion_id, dx and part (or "unused") of all
+    rows; the order of the rows does not change it.
     """
 
     train: Rows
     val: Rows
     test: Rows
+    unused: Rows
     method: str
     seed: int | None
     fingerprint: str
@@ -66,10 +69,11 @@ class Split:
     def of(
         cls, frame: pd.DataFrame, part_of_row: npt.NDArray[np.intp], method: str, seed: int | None
     ) -> Split:
-        """Return the split that puts row i of `frame` into PARTS[part_of_row[i]]."""
-        train, val, test = (np.flatnonzero(part_of_row == part) for part in range(len(PARTS)))
-        names = np.array(PARTS)[part_of_row]
-        return cls(train, val, test, method, seed, _fingerprint(frame, names))
+        """Return the split that puts row i of `frame` into (*PARTS, UNUSED)[part_of_row[i]]."""
+        listed = (*PARTS, UNUSED)
+        rows = (np.flatnonzero(part_of_row == part) for part in range(len(listed)))
+        fingerprint = _fingerprint(frame, np.array(listed)[part_of_row])
+        return cls(*rows, method=method, seed=seed, fingerprint=fingerprint)
 
     def part(self, name: str) -> Rows:
         """Return the rows of 'train', 'val' or 'test'.
@@ -130,7 +134,8 @@ class FromFiles:
     """The split of an earlier run, as `save_split` wrote it.
 
     Args:
-        directory: the folder with train_split.csv, val_split.csv, test_split.csv and split.json.
+        directory: the folder with train_split.csv, val_split.csv, test_split.csv and split.json,
+            and unused_split.csv where the split left images out.
     """
 
     def __init__(self, *, directory: str) -> None:
@@ -154,17 +159,17 @@ class FromFiles:
         table = {row[0]: row[1:] for row in frame[list(COLUMNS)].itertuples(index=False, name=None)}
         self._raise(differences(saved, table) + faults(saved, classes, about["method"]))
 
-        part_of = {row.image_id: PARTS.index(row.part) for row in saved}
+        part_of = {row.image_id: (*PARTS, UNUSED).index(row.part) for row in saved}
         part_of_row = np.array([part_of[image_id] for image_id in frame["image_id"]], dtype=np.intp)
         split = Split.of(frame, part_of_row, about["method"], about["seed"])
         if split.fingerprint != about["fingerprint"]:
             self._raise(
                 [
-                    f"split.json has the fingerprint {about['fingerprint'][:12]}..., the three "
+                    f"split.json has the fingerprint {about['fingerprint'][:12]}..., the "
                     f"tables make {split.fingerprint[:12]}...: rows were moved between the parts"
                 ]
             )
-        if split.method == LEAKY:
+        if split.method in LEAKY:
             warn_of_leak(split, frame)
         return split
 
@@ -195,17 +200,20 @@ def warn_of_leak(split: Split, frame: pd.DataFrame) -> None:
 def save_split(split: Split, frame: pd.DataFrame, directory: str | Path) -> None:
     """Write `split` of `frame` so that FromFiles can read it back.
 
-    train_split.csv, val_split.csv and test_split.csv hold image_id, lesion_id and dx; split.json
-    holds method, seed, the fingerprints of the split and of the table, and the counts of images and
-    lesions of each class. Each file is whole or absent, whatever happens; split.json comes last.
+    train_split.csv, val_split.csv and test_split.csv hold image_id, lesion_id and dx, and so does
+    unused_split.csv if the split leaves images out; split.json holds method, seed, the fingerprints
+    of the split and of the table, and the counts of images and lesions of each class. Each file is
+    whole or absent, whatever happens; split.json comes last.
 
     Raises:
         DataError: `frame` is not the table that was split, or the folder cannot be written.
     """
-    sizes = [len(split.part(part)) for part in PARTS]
-    names = np.empty(sum(sizes), dtype="U5")
-    for part in PARTS:
-        names[split.part(part)] = part
+    rows_of = {part: split.part(part) for part in PARTS}
+    if len(split.unused):
+        rows_of[UNUSED] = split.unused
+    names = np.empty(sum(map(len, rows_of.values())), dtype="U6")
+    for part, rows in rows_of.items():
+        names[rows] = part
     if len(names) != len(frame) or _fingerprint(frame, names) != split.fingerprint:
         raise DataError(
             f"split {split.fingerprint[:12]}...: made from another table than this one of "
@@ -216,15 +224,16 @@ def save_split(split: Split, frame: pd.DataFrame, directory: str | Path) -> None
         "seed": split.seed,
         "fingerprint": split.fingerprint,
         "table_fingerprint": _fingerprint(frame),
-        "parts": {part: _counts(frame.iloc[split.part(part)]) for part in PARTS},
+        "parts": {part: _counts(frame.iloc[rows]) for part, rows in rows_of.items()},
     }
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
-            rows = frame.iloc[split.part(part)][list(COLUMNS)]
-            text = rows.to_csv(index=False, lineterminator="\n")
-            write_whole(folder / table_name(part), text)
+        for part, rows in rows_of.items():
+            listed = frame.iloc[rows][list(COLUMNS)]
+            write_whole(folder / table_name(part), listed.to_csv(index=False, lineterminator="\n"))
+        if UNUSED not in rows_of:  # an earlier split's would be taken for this one's
+            (folder / table_name(UNUSED)).unlink(missing_ok=True)
         write_json(folder / ABOUT, about)
     except OSError as error:
         raise DataError(

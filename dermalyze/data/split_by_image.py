@@ -14,7 +14,7 @@ from dermalyze.data.split_dealing import (
     refuse_too_few_for,
     train_val_test,
 )
-from dermalyze.data.split_files import LEAKY
+from dermalyze.data.split_files import BY_IMAGE
 
 
 class RandomByImage:
@@ -49,6 +49,6 @@ class RandomByImage:
         images = Lesions.of(frame.assign(lesion_id=frame["image_id"]), classes)
         refuse_too_few_for(self.shares, images.label, classes, units="images")
         part_of_image = deal(images.label, self.shares, self.seed)
-        split = Split.of(frame, part_of_image[images.of_row], LEAKY, self.seed)
+        split = Split.of(frame, part_of_image[images.of_row], BY_IMAGE, self.seed)
         warn_of_leak(split, frame)
         return split

@@ -1,8 +1,8 @@
 """The files of a saved split: written whole, read back with all that is wrong with them.
 
-train_split.csv, val_split.csv and test_split.csv hold image_id, lesion_id and dx; split.json says
-how the split was made, and its fingerprint. A reader gets problems as lines of text, to be raised
-together.
+train_split.csv, val_split.csv and test_split.csv hold image_id, lesion_id and dx; unused_split.csv,
+where it is, lists the images in no part. split.json says how the split was made, and its
+fingerprint. A reader gets problems as lines of text, to be raised together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PARTS = ("train", "val", "test")
+UNUSED = "unused"  # images that a split leaves out on purpose; most splits have none
 COLUMNS = ("image_id", "lesion_id", "dx")
 ABOUT = "split.json"
 SHOWN = 5
 # Methods that do on purpose what is a fault in the split of any other.
-LEAKY = "random_by_image_leaky"  # lesions are in more than one part
+BY_IMAGE = "random_by_image_leaky"
+SIBLINGS_INJECTED = "siblings_injected_leaky"
+LEAKY = frozenset({BY_IMAGE, SIBLINGS_INJECTED})  # lesions are in more than one part
 BY_SOURCE = "leave_one_source_out"  # test is one source and may lack classes
 
 
@@ -45,10 +48,11 @@ def table_name(part: str) -> str:
 
 
 def read_rows(directory: Path, problems: list[str]) -> list[SavedRow]:
-    """Return the images of all parts; what cannot be read goes to `problems`."""
+    """Return all images with their parts; what cannot be read goes to `problems`."""
+    listed = (*PARTS, UNUSED) if (directory / table_name(UNUSED)).exists() else PARTS
     return [
         SavedRow(part, *row)
-        for part in PARTS
+        for part in listed
         for row in _read_table(directory / table_name(part), problems)
     ]
 
@@ -88,7 +92,7 @@ def differences(saved: Sequence[SavedRow], table: dict[str, tuple[str, str]]) ->
     """Return in what the saved images and a table differ, the first five ids each way.
 
     Args:
-        saved: the images of all parts.
+        saved: the images of all parts, and those in none.
         table: image_id to (lesion_id, dx).
     """
     in_files = {row.image_id: (row.lesion_id, row.dx) for row in saved}
@@ -115,17 +119,18 @@ def differences(saved: Sequence[SavedRow], table: dict[str, tuple[str, str]]) ->
 def faults(saved: Sequence[SavedRow], classes: Sequence[str], method: str) -> list[str]:
     """Return what is wrong with the parts themselves: overlaps, absent classes.
 
-    Lesions in more than one part are allowed to the method LEAKY only, a test part without a class
+    Lesions in more than one part are allowed to the methods LEAKY only, a test part without a class
     to BY_SOURCE only.
     """
     times = Counter(row.image_id for row in saved)
-    parts_of = Counter(lesion for _, lesion in {(row.part, row.lesion_id) for row in saved})
+    in_a_part = {(row.part, row.lesion_id) for row in saved if row.part in PARTS}
+    parts_of = Counter(lesion for _, lesion in in_a_part)
     twice = sorted(image_id for image_id, count in times.items() if count > 1)
     torn = sorted(lesion_id for lesion_id, count in parts_of.items() if count > 1)
     problems = []
     if twice:
         problems.append(f"{len(twice)} images are listed more than once: {first(twice)}")
-    if torn and method != LEAKY:
+    if torn and method not in LEAKY:
         problems.append(f"{len(torn)} lesions are in more than one part: {first(torn)}")
     for part in PARTS if method != BY_SOURCE else PARTS[:-1]:
         absent = sorted(set(classes) - {row.dx for row in saved if row.part == part})

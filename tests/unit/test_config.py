@@ -36,6 +36,7 @@ DATA = [option for group, option in OPTIONS if group == "data"]
 MANDATORY = {
     ("model", "timm"): ["model.backbone=resnet10t"],
     ("data/split", "from_files"): ["data.split.directory=outputs/train/earlier"],
+    ("data/split", "leak_study"): ["data.split.inject=true"],
     ("data/split", "leave_one_source_out"): ["data.split.source=rosendahl"],
 }
 DELETED = object()
