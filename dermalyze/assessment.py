@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 
 from dermalyze.compute import choose_device, choose_precision
 from dermalyze.config import plain
 from dermalyze.data.batches import open_store
 from dermalyze.data.split import FromFiles
 from dermalyze.data.table import LesionTable
+from dermalyze.dataset import read_table
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.metrics import (
     confusion,
@@ -59,7 +59,7 @@ def assess(config: Node) -> Assessment:
     device = choose_device(config["device"])
     trained = load_model(path, device)
     run = path.parent if (path.parent / CONFIG).is_file() else None
-    table = _read_table(config["data"], run, path)
+    table = _read_table(config, run, path)
     if table.classes != trained.classes:
         raise DataError(
             f"the classes differ. {path}: {', '.join(trained.classes)}; {table.name}: "
@@ -80,27 +80,44 @@ def assess(config: Node) -> Assessment:
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, metrics))
 
 
-def _read_table(data: Node, run: Path | None, path: Path) -> LesionTable:
+def _read_table(config: Node, run: Path | None, path: Path) -> LesionTable:
     """Read the data that were named, or those of the run."""
+    data, cache = config["data"], config["paths"]["cache"]
+    merge = data["merge_duplicates"]
     if data.get("source") is not None:
-        return _instantiate_table(data["source"])
+        return read_table({**data, "merge_duplicates": merge or False}, cache=cache)
+    if merge is not None:
+        raise ConfigError(
+            f"data.merge_duplicates={merge}: is for other data, which are named by data=OPTION. "
+            "The run's own are read as the run read them, or its split would not fit. Leave it out."
+        )
     if run is None:
         raise ConfigError(
             f"{path} lies in no run's folder, so its data are not known. Name them: "
             "data=ham10000 data.root=DIR split=all."
         )
-    source = dict(plain(load_config(run))["data"]["source"])
+    own = plain(load_config(run))["data"]
     # A relative folder was meant from where the run was started, not from here.
-    root = data["root"] or working_directory(run) / source["root"]
-    return _instantiate_table({**source, "root": str(root)})
+    root = str(data["root"] or working_directory(run) / own["root"])
+    return read_table(
+        {
+            "merge_duplicates": False,  # what runs did before there was such an option
+            **own,
+            "root": root,
+            "source": {**own["source"], "root": root},
+        },
+        cache=cache,
+    )
 
 
-def _instantiate_table(source: Node) -> LesionTable:
-    table: LesionTable = instantiate(source, _convert_="all")
-    for finding in table.findings:
-        if finding.level == "warning":
-            logger.warning("data: %s", finding.message)
-    return table
+def _seen(table: LesionTable, rows: np.ndarray, trained: TrainedModel) -> pd.Series[str]:
+    """Return the lesion of each of the rows that shows a lesion which the model has seen.
+
+    Where duplicates were joined here, one seen image makes the whole joined lesion a seen one.
+    """
+    lesions = table.frame["lesion_id"]
+    seen = lesions.isin(lesions[table.original_lesions.isin(trained.seen_lesions)]).iloc[rows]
+    return lesions.iloc[rows][seen]
 
 
 def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedModel) -> np.ndarray:
@@ -116,8 +133,7 @@ def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedMo
     else:
         rows = FromFiles(directory=str(run))(table.frame, table.classes).part(split)
     if split in ("test", "all") and not config["allow_seen_lesions"]:
-        lesions = table.frame["lesion_id"].iloc[rows]
-        seen = sorted(set(lesions) & trained.seen_lesions)
+        seen = sorted(set(_seen(table, rows, trained)))
         if seen:
             raise DataError(
                 f"{len(seen)} lesions to be evaluated were used to train or select this model "
@@ -126,6 +142,19 @@ def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedMo
                 "allow_seen_lesions=true."
             )
     return rows
+
+
+def _leakage(table: LesionTable, rows: np.ndarray, trained: TrainedModel, split: str) -> str | None:
+    """Return and log in words that a test is none, None where it is one."""
+    seen = len(_seen(table, rows, trained))
+    if split not in ("test", "all") or not seen:
+        return None
+    words = (
+        f"{seen} of {len(rows)} images are of lesions that trained or selected the model, so these "
+        "numbers are too good"
+    )
+    logger.warning("leakage: %s", words)
+    return words
 
 
 def _write(
@@ -154,6 +183,7 @@ def _write(
             "confusion_matrix": {"classes": list(classes), "counts": counts_KK.tolist()},
             "split": split,
             "images": len(rows),
+            "leakage": _leakage(table, rows, trained, split),
             "checkpoint": str(trained.path),
             "epoch": trained.header["epoch"],
             "seed": trained.header["seed"],

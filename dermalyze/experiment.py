@@ -27,6 +27,7 @@ from dermalyze.data.batches import ImageStore, open_store
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.split import Split, save_split
 from dermalyze.data.table import LesionTable
+from dermalyze.dataset import check_parts, read_table
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
@@ -80,9 +81,13 @@ class RunData:
     preprocess: PreprocessSpec
 
     def lesions(self, part: str) -> list[str]:
-        """Return the lesion ids of a part of the split, sorted."""
+        """Return the lesion ids of a part of the split, sorted, as they stand in the source.
+
+        Of lesions that were joined as duplicates all ids, so that none of them is taken for unseen
+        where the data are read without joining.
+        """
         rows = self.split.part(part)
-        return sorted(set(self.table.frame["lesion_id"].iloc[rows]))
+        return sorted(set(self.table.original_lesions.iloc[rows]))
 
 
 def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
@@ -164,6 +169,8 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             "git_commit": str(git_commit()),
             "table_fingerprint": data.table.fingerprint,
             "split_fingerprint": data.split.fingerprint,
+            "split_method": data.split.method,
+            "split_leaks": _leaks(data),
             "disclaimer": DISCLAIMER,
         },
         history=state.history,
@@ -193,11 +200,10 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
 
 def load_data(config: Node, device: torch.device) -> RunData:
     """Read the table, split it, and open its images."""
-    table: LesionTable = instantiate(config["data"]["source"], _convert_="all")
-    for finding in table.findings:
-        level = logging.WARNING if finding.level == "warning" else logging.INFO
-        logger.log(level, "data: %s", finding.message)
+    data, cache = config["data"], config["paths"]["cache"]
+    table = read_table(data, cache=cache)
     split: Split = instantiate(config["data"]["split"], _convert_="all")(table.frame, table.classes)
+    check_parts(table, split, data, cache=cache)
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
     store = open_store(table, preprocess, config["paths"]["cache"], device)
     logger.info(
@@ -211,6 +217,12 @@ def load_data(config: Node, device: torch.device) -> RunData:
         split.fingerprint[:12],
     )
     return RunData(table, split, store, preprocess)
+
+
+def _leaks(data: RunData) -> str:
+    """Return whether lesions are in several parts, in words for whoever compares runs."""
+    torn = len(data.split.torn_lesions(data.table.frame))
+    return f"yes: {torn} lesions are in several parts" if torn else "no"
 
 
 def build(config: Node, data: RunData, precision: Precision) -> tuple[TrainState, TrainingStep]:

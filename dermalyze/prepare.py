@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,24 +22,31 @@ def main(cfg: DictConfig) -> None:
 
     from dermalyze.data.audit import audit
     from dermalyze.data.audit_page import summary_lines, write_audit
-    from dermalyze.data.table import LesionTable, summary
+    from dermalyze.data.duplicates import join_lesions, remember_pairs
+    from dermalyze.data.table import summary
+    from dermalyze.dataset import read_table
     from dermalyze.files import write_json
     from dermalyze.schema import Preparation, checked
     from dermalyze.taxonomy import DISCLAIMER
 
     config = checked(cfg, Preparation)
+    data, cache = config["data"], config["paths"]["cache"]
     chosen = HydraConfig.get().runtime.choices["data"]
-    if config["data"]["download"]:
-        if chosen != "ham10000":
-            raise ConfigError(f"data.download=true fetches HAM10000; data={chosen} is another set")
+    if data["download"]:
+        if not data["downloads"]:
+            raise ConfigError(
+                f"data.download=true: data={chosen} names nothing to download (data.downloads). "
+                "Put the files into data.root yourself and leave data.download out."
+            )
         instantiate(config["download"], _convert_="all")
-    table: LesionTable = instantiate(config["data"]["source"], _convert_="all")
-    for finding in table.findings:
-        level = logging.WARNING if finding.level == "warning" else logging.INFO
-        logger.log(level, "%s", finding.message)
-
-    folder = Path(config["output"]) / table.name
-    folder.mkdir(parents=True, exist_ok=True)
+    as_read = read_table({**data, "merge_duplicates": False}, cache=cache)
+    folder = Path(config["output"]) / as_read.name
+    found = audit(as_read, **data["duplicates"], **config["audit"])
+    write_audit(found, folder)  # first, because it shows the duplicates that cannot be joined
+    merge = data["merge_duplicates"]
+    if found.pairs_complete or merge:
+        pairs = remember_pairs(found, as_read, cache)  # training need not look for them again
+    table = join_lesions(as_read, pairs) if merge else as_read
     table.frame.drop(columns=["path", "label"]).to_csv(folder / "labels.csv", index=False)
     counts = summary(table)
     lesions = table.frame["lesion_id"].nunique()
@@ -46,7 +54,7 @@ def main(cfg: DictConfig) -> None:
         folder / "summary.json",
         {
             "data": table.name,
-            "root": str(Path(config["data"]["root"]).resolve()),
+            "root": str(Path(data["root"]).resolve()),
             "images": len(table),
             "lesions": lesions,
             "classes": counts.to_dict(orient="index"),
@@ -66,11 +74,14 @@ def main(cfg: DictConfig) -> None:
         lesions,
         counts.to_string(float_format="{:.3f}".format),
     )
-    found = audit(table, **config["audit"])
-    write_audit(found, folder)
     logger.info("audit\n%s", "\n".join(summary_lines(found)))
-    drop = " data.on_missing=drop" if table.missing_images else ""
-    if drop:
+    if found.across_lesions and not merge:
+        logger.warning(
+            "%d pairs of images show the same under two lesion ids, so a split can part them; "
+            "data.merge_duplicates=true joins such lesions",
+            len(found.across_lesions),
+        )
+    if table.missing_images:
         logger.warning(
             "%d rows of the table have no image (named in summary.json). Training refuses that "
             "unless data.on_missing=drop is given",
@@ -78,13 +89,20 @@ def main(cfg: DictConfig) -> None:
         )
     logger.info(
         "made %s (labels.csv, summary.json, audit.json, audit.html)\n"
-        "Next: python -m dermalyze.train data=%s data.root=%s%s\n%s",
+        "Next: python -m dermalyze.train %s\n%s",
         folder,
-        chosen,
-        config["data"]["root"],
-        drop,
+        _same_data(chosen, data["root"], drop=bool(table.missing_images)),
         DISCLAIMER,
     )
+
+
+def _same_data(chosen: str, root: str, *, drop: bool) -> str:
+    """Return the overrides that give another command the data that this one was given."""
+    own = ("data=", "data.root=", "data.download=", "data.on_missing=")
+    typed = [word for word in HydraConfig.get().overrides.task if word.startswith("data.")]
+    others = [word for word in typed if not word.startswith(own)]
+    words = [f"data={chosen}", f"data.root={root}", *others, *["data.on_missing=drop"] * drop]
+    return " ".join(map(shlex.quote, words))
 
 
 if __name__ == "__main__":

@@ -53,10 +53,21 @@ class Training(_Part):
     allow_double_correction: bool
 
 
+class Duplicates(_Part):
+    """`data.duplicates.*`: what counts as the same picture."""
+
+    max_distance: int = Field(ge=0, le=63)
+    min_similarity: float = Field(ge=0, le=1)
+
+
 class Data(_Part):
     """`data.*`: where the images are, what they become, how they are split."""
 
     root: str
+    downloads: list[str]
+    merge_duplicates: bool
+    duplicates: Duplicates
+    duplicates_across_splits: Literal["ignore", "report", "strict"]
     image_size: int = Field(ge=16, le=4096)
     on_missing: Literal["error", "drop"] | None = None
     source: Target
@@ -86,7 +97,7 @@ class Run(_Part):
 
 
 class OutputPath(_Part):
-    """`paths.*` of `prepare`, which decodes nothing."""
+    """`paths.*` of `benchmark`, which keeps no image."""
 
     outputs: str
 
@@ -95,6 +106,9 @@ class PreparedData(_Part):
     """`data.*` as `prepare` needs it: no split."""
 
     root: str
+    downloads: list[str]
+    merge_duplicates: bool
+    duplicates: Duplicates
     image_size: int = Field(ge=16, le=4096)
     on_missing: Literal["error", "drop"] | None = None
     download: bool
@@ -102,10 +116,8 @@ class PreparedData(_Part):
 
 
 class Audit(_Part):
-    """`audit.*` of `prepare`: what counts as a near-duplicate, and how many are pictured."""
+    """`audit.*` of `prepare`: how many near-duplicates are pictured."""
 
-    max_distance: int = Field(ge=0, le=63)
-    min_similarity: float = Field(ge=0, le=1)
     pictured_pairs: int = Field(ge=0)
 
 
@@ -116,7 +128,7 @@ class Preparation(_Part):
     audit: Audit
     download: Target
     output: str
-    paths: OutputPath
+    paths: Paths
 
 
 class Benchmark(_Part):
@@ -131,6 +143,9 @@ class OtherData(_Part):
     """`data.*` of `evaluate`: null where the run's own data are meant."""
 
     root: str | None
+    downloads: list[str] | None = None
+    merge_duplicates: bool | None
+    duplicates: Duplicates
     image_size: int | None = None
     on_missing: Literal["error", "drop"] | None = None
     source: Target | None = None

@@ -70,8 +70,10 @@ class _DataFile(_Part):
     original_file_size: int | None = None
 
     def answers_to(self, name: str) -> bool:
+        """Return whether a name means this file; one of the two may lack its ending."""
         names = {self.filename, self.original_file_name or self.filename}
-        return name in names | {PurePosixPath(n).stem for n in names}
+        stems = {PurePosixPath(n).stem for n in names}
+        return name in names | stems or PurePosixPath(name).stem in names
 
 
 class _Entry(_Part):
@@ -95,7 +97,7 @@ class _Record(_Part):
     data: _Dataset
 
 
-def download_ham10000(
+def download_files(
     *,
     root: str,
     server: str,

@@ -7,7 +7,7 @@ manifest keeps both links, so that the images can be checked when the archive is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -132,6 +132,41 @@ def verify(*, root: str) -> int:
     return sum(len(file.unpacked) or 1 for file in manifest.files)
 
 
+def refuse_changed(
+    folder: Path, paths: Sequence[str], sha256_of: Callable[[Sequence[str]], Sequence[str | None]]
+) -> None:
+    """Refuse images that can be read and are not those that were downloaded.
+
+    A folder without a manifest was filled by hand: of its images nothing is known. Images that the
+    manifest does not name are not looked at, nor are tables, in which a dx may have been corrected.
+
+    Args:
+        folder: of the data.
+        paths: absolute, of its images.
+        sha256_of: gives the checksum of each of some paths, in hex; None for what it cannot read.
+
+    Raises:
+        DataError: names them all, and how to get them back.
+    """
+    manifest = read_manifest(folder.expanduser())
+    if manifest is None:
+        return
+    root = folder.expanduser().resolve()
+    expected = {
+        str(root / name): sha256
+        for file in manifest.files
+        for name, sha256 in file.unpacked.items()
+    }
+    known = [path for path in paths if path in expected]
+    changed = [
+        path
+        for path, sha256 in zip(known, sha256_of(known), strict=True)
+        if sha256 not in (None, expected[path])
+    ]
+    if changed:
+        raise DataError(disagreement(folder, [], changed))
+
+
 def faults(folder: Path, files: Sequence[File]) -> tuple[list[str], list[str]]:
     """Return the paths below the folder that are missing, and those that have changed."""
     expected = dict(_expected(files))
@@ -150,8 +185,8 @@ def disagreement(folder: Path, missing: Sequence[str], changed: Sequence[str]) -
     )
     problems += listed(
         "files that differ from their checksum",
-        "Move them away, and data.download=true brings back what was downloaded. Pictures that "
-        "were changed on purpose belong in another folder",
+        "Move them away and download again: data.download=true brings back what was downloaded. "
+        "Pictures that were changed on purpose belong in another folder",
         sorted(changed),
     )
     return "\n".join([f"{folder}: not as {MANIFEST} says.", *problems])

@@ -71,7 +71,7 @@ class Report:
         self.findings: list[Finding] = []
         self.problems: list[str] = list(file.problems)
         if file.delimiter == "\t":
-            message = f"{file.path} is separated by tabs (the Dataverse's form) and read as such"
+            message = f"{file.path} is separated by tabs and read as such"
             self.findings.append(Finding("note", "tab_separated", message, ()))
 
     def tell(
@@ -81,6 +81,10 @@ class Report:
         items = tuple(items)
         if items:
             self.findings.append(Finding(level, kind, f"{what}: {len(items)}", items))
+
+    def note_layout(self, layout: str) -> None:
+        """Keep a finding that says as what the table and its folder were recognised."""
+        self.findings.append(Finding("note", "layout", f"layout: {layout}", ()))
 
     def problem(self, what: str, mend: str, items: Iterable[str]) -> None:
         """Remember that these items, unless there are none, forbid to use the table."""
@@ -108,11 +112,19 @@ def listed(what: str, mend: str, items: Sequence[str]) -> list[str]:
     return ["\n".join(shown)]
 
 
-def read_metadata_file(path: Path, *, needed: Sequence[str]) -> MetadataFile:
+def read_metadata_file(
+    path: Path, *, needed: Sequence[str], or_needed: Sequence[str] = (), mend: str = ""
+) -> MetadataFile:
     """Read a UTF-8 table (with or without byte order mark) that has the needed columns.
 
     The delimiter is the commoner of comma and tab in the header. Blank lines are skipped. A quoted
     value may not run over the end of its line: in such tables that is a forgotten quote.
+
+    Args:
+        path: the file.
+        needed: columns that it must have.
+        or_needed: those of another form, which rule where the header has more of them.
+        mend: what else to do about a missing column, for messages.
 
     Raises:
         DataError: the file cannot be read or decoded, is empty, holds no well-formed row, or its
@@ -144,7 +156,8 @@ def read_metadata_file(path: Path, *, needed: Sequence[str]) -> MetadataFile:
     faults: list[str] = []
     header = tuple(name.strip() for name in well_formed.pop(header_number, ()))
     if header:
-        faults = _header_faults(f"{path}:{header_number}", header, needed)
+        needed = max((needed, or_needed), key=lambda form: len(set(form).intersection(header)))
+        faults = _header_faults(f"{path}:{header_number}", header, needed, mend)
         rows = {n: fields for n, fields in well_formed.items() if len(fields) == len(header)}
         problems += listed(
             f"rows with another number of fields than the {len(header)} of the header",
@@ -189,7 +202,9 @@ def _reencode(path: Path, encoding: str) -> str:
     return f"Mend: `iconv -f {encoding} -t UTF-8 '{path}' > NEW.csv`, or save it anew as UTF-8."
 
 
-def _header_faults(place: str, header: Sequence[str], needed: Sequence[str]) -> list[str]:
+def _header_faults(
+    place: str, header: Sequence[str], needed: Sequence[str], mend: str
+) -> list[str]:
     faults = [
         f"{place}, column {name!r} stands {count} times; remove or rename all but one."
         for name, count in Counter(header).items()
@@ -208,5 +223,6 @@ def _header_faults(place: str, header: Sequence[str], needed: Sequence[str]) -> 
             f"Needed: {', '.join(needed)}."
             + (f" Rename? {', '.join(near)}." if near else "")
             + (" Separate columns by comma or tab, not ';'." if ";" in header[0] else "")
+            + (f" {mend}" if mend else "")
         )
     return faults

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,31 +24,38 @@ from dermalyze.data.image_folder import (
     join_images,
     open_folder,
 )
-from dermalyze.data.metadata_file import Finding, Report, at, read_metadata_file
-from dermalyze.errors import DataError, nearest
+from dermalyze.data.metadata_file import Finding, MetadataFile, Report, at, read_metadata_file
+from dermalyze.data.tidying import UNKNOWN, drop_repeated, tidy_lesions, tidy_values
+from dermalyze.errors import DataError
 from dermalyze.taxonomy import HAM10000_CODES
 
-__all__ = ["Finding", "LesionTable", "read_ham10000", "read_isic_one_hot", "summary"]
+__all__ = [
+    "UNKNOWN",
+    "Finding",
+    "LesionTable",
+    "read_ham10000",
+    "read_isic2018",
+    "summary",
+    "table_of",
+]
 
-UNKNOWN = "unknown"
-MISSING = ("", UNKNOWN, "na", "n/a", "nan", "none", "null")  # said of a value, never of an id
-OLDEST = 120.0  # years; an age above it is a slip
-
-DESCRIPTIONS = frozenset({"dx_type", "sex", "localization", "dataset"})
 HAM10000_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
 COLUMNS = (
     "image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset", "path",
 )  # fmt: skip
-HAM10000_FOLDERS = {"images", "ham10000_images_part_1", "ham10000_images_part_2"}
+PARTS = {"ham10000_images_part_1", "ham10000_images_part_2"}
+HAM10000_FOLDERS = {"images", *PARTS}
 HAM10000_HELP = (
     "To get HAM10000: from the Harvard Dataverse, doi:10.7910/DVN/DBW86T, take "
     "HAM10000_images_part_1.zip, HAM10000_images_part_2.zip and HAM10000_metadata, unzip them "
     "into one folder DIR and give data.root=DIR. data=synthetic needs no download."
 )
+ISIC_NAME = "isic2018_task3"
 ISIC_COLUMNS = ("image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 ISIC_HELP = (
-    "To get the ISIC 2018 task 3 test set: from the data page of the ISIC challenge (2018, task 3) "
-    "take the test input and the test ground truth, unzip them into one folder DIR and give "
+    "To get the ISIC 2018 task 3 test set: python -m dermalyze.prepare data=isic2018_test "
+    "data.root=DIR data.download=true; or take the test input and the test ground truth from the "
+    "data page of the ISIC challenge (2018, task 3), unzip them into one folder DIR and give "
     "data.root=DIR. data=synthetic needs no download."
 )
 
@@ -59,7 +67,8 @@ class LesionTable:
     `frame` has one row an image, sorted by image_id, with a RangeIndex and the columns image_id,
     lesion_id, dx, dx_type, age (float, years in (0, 120], NaN when unknown), sex, localization
     ("unknown" when missing), dataset (only where the file has it), path (absolute) and label
-    (int64, the position of dx in `classes`).
+    (int64, the position of dx in `classes`); and original_lesion_id, the id as it was read, where
+    lesions were joined (`duplicates.join_lesions`).
     """
 
     frame: pd.DataFrame
@@ -72,6 +81,12 @@ class LesionTable:
     def labels(self) -> npt.NDArray[np.int64]:
         """The label of each row, in [0, len(classes))."""
         return self.frame["label"].to_numpy(dtype=np.int64)
+
+    @property
+    def original_lesions(self) -> pd.Series[str]:
+        """The lesion id of each row as it was read: lesion_id, where no lesions were joined."""
+        joined = "original_lesion_id" in self.frame
+        return self.frame["original_lesion_id" if joined else "lesion_id"]
 
     @property
     def fingerprint(self) -> str:
@@ -112,20 +127,48 @@ def read_ham10000(*, root: str, metadata: str | None, on_missing: OnMissing) -> 
     )
     file = read_metadata_file(path, needed=HAM10000_COLUMNS)
     report = Report(file)
-    columns = [name for name in file.header if name in (*HAM10000_COLUMNS, "dataset")]
-    _note_extra_columns(report, columns)
-    return _table(file.frame(columns), folder, report, on_missing=on_missing, name="ham10000")
+    _note_ham10000_layout(report, folder)
+    return _ham10000_table(file, folder, report, on_missing=on_missing, name="ham10000")
 
 
-def read_isic_one_hot(*, root: str, ground_truth: str | None, on_missing: OnMissing) -> LesionTable:
-    """Read the ISIC 2018 task 3 form: a column a class, and in each row exactly one 1.
+def _ham10000_table(
+    file: MetadataFile, folder: ImageFolder, report: Report, *, on_missing: OnMissing, name: str
+) -> LesionTable:
+    columns = [column for column in file.header if column in (*HAM10000_COLUMNS, "dataset")]
+    note_extra_columns(report, columns)
+    rows = file.frame(columns)
+    return table_of(rows, HAM10000_CODES, folder, report, on_missing=on_missing, name=name)
 
-    Lesions come from a file `*LesionGroupings.csv`; without one, each image is its own lesion.
-    The form holds no age, sex or localization.
+
+def _note_ham10000_layout(report: Report, folder: ImageFolder) -> None:
+    """Say where such a table comes from; of a layout that fits no source, nothing is said."""
+    tabs, sources = report.file.delimiter == "\t", "dataset" in report.file.header
+    parts = [
+        place.relative_to(folder.root).as_posix()
+        for place in map(Path, folder.searched)
+        if place.name.casefold() in PARTS
+    ]
+    if tabs and sources:
+        report.note_layout("Dataverse (tab-separated, with the column dataset)")
+    elif tabs:
+        report.note_layout("Dataverse (tab-separated, without the column dataset)")
+    elif sources:
+        report.note_layout("Dataverse (as uploaded: comma-separated, with the column dataset)")
+    elif parts:
+        report.note_layout(f"Kaggle (comma-separated, images in {', '.join(parts)})")
+
+
+def read_isic2018(*, root: str, ground_truth: str | None, on_missing: OnMissing) -> LesionTable:
+    """Read the ISIC 2018 task 3 test set, as the challenge or the Dataverse gives it.
+
+    The challenge's ground truth has a column a class, and in each row exactly one 1. Lesions come
+    from a file `*LesionGroupings.csv`; without one, each image is its own lesion. It holds no age,
+    sex or localization. The Dataverse's ground truth has HAM10000's columns.
 
     Args:
         root: folder with the images, or with sub-folders that hold them.
-        ground_truth: the table, as `metadata` in `read_ham10000`; None: `*GroundTruth.csv`.
+        ground_truth: the table, as `metadata` in `read_ham10000`; None: `*GroundTruth.csv`, or
+            without ending, or with `.tab`.
         on_missing: as in `read_ham10000`.
 
     Raises:
@@ -137,14 +180,23 @@ def read_isic_one_hot(*, root: str, ground_truth: str | None, on_missing: OnMiss
     path = find_table(
         folder,
         ground_truth,
-        names=("*GroundTruth.csv",),
+        names=("*GroundTruth.csv", "*GroundTruth", "*GroundTruth.tab"),
         option="data.source.ground_truth",
         how_to_get=ISIC_HELP,
     )
-    file = read_metadata_file(path, needed=ISIC_COLUMNS)
+    file = read_metadata_file(path, needed=ISIC_COLUMNS, or_needed=HAM10000_COLUMNS)
     report = Report(file)
-    _note_extra_columns(report, ISIC_COLUMNS)
-    rows = file.frame(ISIC_COLUMNS).rename(columns={"image": "image_id"})
+    if set(file.header) >= set(HAM10000_COLUMNS):
+        report.note_layout("Dataverse's ISIC 2018 task 3 (HAM10000's columns)")
+        return _ham10000_table(file, folder, report, on_missing=on_missing, name=ISIC_NAME)
+    rows = _one_hot_rows(file, folder, report)
+    return table_of(rows, HAM10000_CODES, folder, report, on_missing=on_missing, name=ISIC_NAME)
+
+
+def _one_hot_rows(file: MetadataFile, folder: ImageFolder, report: Report) -> pd.DataFrame:
+    """Return rows with HAM10000's columns."""
+    note_extra_columns(report, ISIC_COLUMNS)
+    rows: pd.DataFrame = file.frame(ISIC_COLUMNS).rename(columns={"image": "image_id"})
     one_hot = rows[list(ISIC_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
     is_one_hot = one_hot.isin([0, 1]).all(axis="columns") & (one_hot.sum(axis="columns") == 1)
     report.problem(
@@ -159,13 +211,14 @@ def read_isic_one_hot(*, root: str, ground_truth: str | None, on_missing: OnMiss
     rows = rows.assign(dx=one_hot.idxmax(axis="columns").str.lower())
     rows = rows.assign(lesion_id=_lesions(rows["image_id"], folder, report))
     rows = rows[["image_id", "lesion_id", "dx", "place"]]
-    rows = rows.assign(**dict.fromkeys(("dx_type", "age", "sex", "localization"), UNKNOWN))
-    return _table(rows, folder, report, on_missing=on_missing, name="isic2018_task3")
+    return rows.assign(**dict.fromkeys(("dx_type", "age", "sex", "localization"), UNKNOWN))
 
 
 def _lesions(image_ids: pd.Series[str], folder: ImageFolder, report: Report) -> pd.Series[str]:
     """Return the lesion of each image, empty where a groupings file does not know it."""
     found = find_files(folder, ("*LesionGroupings.csv",))
+    groupings = "with" if found else "without"
+    report.note_layout(f"ISIC challenge (one-hot ground truth, {groupings} LesionGroupings)")
     if len(found) > 1:
         report.problem("files with lesion groupings", "Keep one of them", map(str, found))
     if len(found) != 1:
@@ -185,14 +238,23 @@ def _lesions(image_ids: pd.Series[str], folder: ImageFolder, report: Report) -> 
     return image_ids.map(lesions).fillna("")
 
 
-def _table(
-    rows: pd.DataFrame, folder: ImageFolder, report: Report, *, on_missing: OnMissing, name: str
+def table_of(
+    rows: pd.DataFrame,
+    classes: tuple[str, ...],
+    folder: ImageFolder,
+    report: Report,
+    *,
+    on_missing: OnMissing,
+    name: str,
 ) -> LesionTable:
-    """Check and tidy rows of text: the columns of HAM10000, `place`, and perhaps dataset."""
-    classes = HAM10000_CODES
-    rows = _tidy_values(rows, classes, report)
-    rows = _drop_repeated(rows, report)
-    rows = _tidy_lesions(rows, classes, report)
+    """Check and tidy rows of text: the columns of HAM10000, `place`, and perhaps dataset.
+
+    Raises:
+        DataError: all problems, with those that the report has already, in one message.
+    """
+    rows = tidy_values(rows, classes, report)
+    rows = drop_repeated(rows, report)
+    rows = tidy_lesions(rows, classes, report)
     rows, missing = join_images(rows, folder, report, on_missing)
     report.raise_problems()
     if rows.empty:
@@ -206,104 +268,7 @@ def _table(
     return LesionTable(frame, classes, name, tuple(report.findings), missing)
 
 
-def _tidy_values(rows: pd.DataFrame, classes: Sequence[str], report: Report) -> pd.DataFrame:
-    """Take spaces and capitals out of values, and make unknown what says nothing."""
-    for column in ("image_id", "lesion_id"):
-        stripped = rows[column].str.strip()
-        spaced = at(rows[stripped != rows[column]], column)
-        report.tell("note", "spaces", f"values of {column} read without their spaces", spaced)
-        rows = rows.assign(**{column: stripped})
-    nameless = rows["place"][rows["image_id"] == ""]
-    report.problem("rows without an image_id", "Name the image, or remove the row", nameless)
-
-    dx = rows["dx"].str.strip().str.lower()
-    respelled = at(rows[dx != rows["dx"]], "dx")
-    report.tell("note", "dx_spelling", "values of dx read without spaces and capitals", respelled)
-    rows = rows.assign(dx=dx)
-    foreign = rows[~dx.isin(classes)]
-    report.problem(
-        "rows with an unknown dx",
-        f"Known are {', '.join(classes)}",
-        [
-            f"{place}, dx {value!r}.{nearest(value, classes)}"
-            for place, value in zip(foreign["place"], foreign["dx"], strict=True)
-        ],
-    )
-
-    for column in DESCRIPTIONS.intersection(rows.columns):
-        value = rows[column].str.strip().str.lower()
-        rows = rows.assign(**{column: value.mask(value.isin(MISSING), UNKNOWN)})
-    written = rows["age"].str.strip().str.lower()
-    age = pd.to_numeric(written, errors="coerce").astype(np.float64)
-    believed = age.between(0, OLDEST, inclusive="right")
-    nothing, zero = written.isin(MISSING), age == 0
-    impossible = at(rows[~(believed | nothing | zero)], "age")
-    report.tell("warning", "age", f"ages not in (0, {OLDEST:.0f}] years, made unknown", impossible)
-    report.tell(
-        "warning",
-        "age_zero",
-        "ages of 0, which HAM10000 writes where it does not know, made unknown",
-        at(rows[zero], "image_id"),
-    )
-    for column, unknown in (
-        ("age", nothing),
-        ("sex", rows["sex"] == UNKNOWN),
-        ("localization", rows["localization"] == UNKNOWN),
-    ):
-        items = rows["image_id"][unknown]
-        report.tell("note", f"unknown_{column}", f"rows that do not tell {column}", items)
-    return rows.assign(age=age.where(believed))
-
-
-def _drop_repeated(rows: pd.DataFrame, report: Report) -> pd.DataFrame:
-    """Leave one of several equal rows; several rows that differ are a problem."""
-    rows = rows.assign(key=rows["image_id"].str.casefold())
-    values = [column for column in rows if column not in ("image_id", "place")]
-    equal = rows.duplicated(values) & (rows["key"] != "")
-    repeated = at(rows[equal], "image_id")
-    report.tell("warning", "repeated_rows", "rows equal to an earlier one, left out", repeated)
-    rows = rows[~equal]
-    differing = rows[rows.duplicated("key", keep=False) & (rows["key"] != "")]
-    items = []
-    for _, group in differing.groupby("key"):
-        columns = [str(c) for c in values if group[c].nunique(dropna=False) > 1]
-        items.append(f"{', '.join(at(group, 'image_id'))}: differ in {', '.join(columns)}")
-    report.problem("images with several rows that differ", "Keep one of each", items)
-    return rows
-
-
-def _tidy_lesions(rows: pd.DataFrame, classes: Sequence[str], report: Report) -> pd.DataFrame:
-    """Give every row a lesion, and every lesion one spelling and one dx."""
-    lesion = rows["lesion_id"]
-    empty = lesion == ""
-    report.tell(
-        "warning",
-        "empty_lesion_id",
-        "rows without a lesion_id, each made a lesion of its own",
-        at(rows[empty], "image_id"),
-    )
-    lesion = lesion.mask(empty, "image:" + rows["image_id"])
-    # Two spellings of one lesion would let it stand in two splits.
-    spelling = lesion.groupby(lesion.str.casefold()).transform("first")
-    respelled = at(rows[spelling != lesion], "lesion_id")
-    report.tell(
-        "warning",
-        "lesion_spelling",
-        "lesion_id that differs from another in capitals only, taken for the same",
-        respelled,
-    )
-    rows = rows.assign(lesion_id=spelling)
-    known = rows[rows["dx"].isin(classes)]
-    torn = known[known.groupby("lesion_id")["dx"].transform("nunique") > 1]
-    items = [
-        f"lesion_id {lesion_id!r}: "
-        + ", ".join(f"{row.dx} ({row.place})" for row in group.drop_duplicates("dx").itertuples())
-        for lesion_id, group in torn.groupby("lesion_id")
-    ]
-    report.problem("lesions with more than one dx", "Correct dx or lesion_id", items)
-    return rows
-
-
-def _note_extra_columns(report: Report, used: Iterable[str]) -> None:
+def note_extra_columns(report: Report, used: Iterable[str]) -> None:
+    """Keep a note of the columns that are not among those used."""
     extra = [column for column in report.file.header if column not in used]
     report.tell("note", "extra_columns", "columns that are not used", extra)

@@ -305,7 +305,8 @@ def test_json_holds_what_was_found(found: Audit, tmp_path: Path) -> None:
         "same_dx": True,
     }
     assert {finding["kind"]: finding["items"] for finding in values["findings"]} == {
-        "missing_images": 1
+        "layout": 0,
+        "missing_images": 1,
     }
     assert values["disclaimer"] == DISCLAIMER
     assert (values["max_distance"], values["min_similarity"]) == (12, 0.3)

@@ -34,6 +34,7 @@ OPTIONS = sorted(
 DATA = [option for group, option in OPTIONS if group == "data"]
 # What an option leaves to the user (`???`).
 MANDATORY = {
+    ("data", "folder"): ["data.root=data/mine", "data.source.classes=[benign,malignant]"],
     ("model", "timm"): ["model.backbone=resnet10t"],
     ("data/split", "from_files"): ["data.split.directory=outputs/train/earlier"],
     ("data/split", "leak_study"): ["data.split.inject=true"],
@@ -60,6 +61,10 @@ def composed(command: str, *overrides: str) -> DictConfig:
 
 def train(*overrides: str) -> DictConfig:
     return composed("train", *overrides).copy()
+
+
+def left_to_user(data: str) -> list[str]:
+    return MANDATORY.get(("data", data), [])
 
 
 def option_config(group: str, option: str) -> DictConfig:
@@ -346,9 +351,12 @@ def test_run_time_arguments_are_arguments_of_something() -> None:
 @pytest.mark.parametrize(
     ("command", "schema", "overrides"),
     [
-        *[("prepare", Preparation, [f"data={name}"]) for name in DATA],
+        *[("prepare", Preparation, [f"data={name}", *left_to_user(name)]) for name in DATA],
         ("evaluate", Evaluation, ["checkpoint=run"]),
-        *[("evaluate", Evaluation, ["checkpoint=run", f"data={name}"]) for name in DATA],
+        *[
+            ("evaluate", Evaluation, ["checkpoint=run", f"data={name}", *left_to_user(name)])
+            for name in DATA
+        ],
         ("benchmark", Benchmark, []),
     ],
 )

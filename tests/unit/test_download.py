@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from dermalyze.data.download import CITATION, LICENCE, download_ham10000
+from dermalyze.data.download import CITATION, LICENCE, download_files
 from dermalyze.data.manifest import Manifest, read_manifest, verify
 from dermalyze.errors import DataError
 
@@ -277,7 +277,7 @@ def settings(root: Path, dataverse: Dataverse, **changes: Any) -> dict[str, Any]
 
 
 def download(root: Path, dataverse: Dataverse, **changes: Any) -> Manifest:
-    return download_ham10000(**settings(root, dataverse, **changes))
+    return download_files(**settings(root, dataverse, **changes))
 
 
 def refusal(root: Path, dataverse: Dataverse, **changes: Any) -> str:
@@ -499,7 +499,7 @@ def test_a_killed_process_loses_nothing_that_arrived(tmp_path: Path, dataverse: 
 
     dataverse.faults[BIG_PATH].append(hangs)
     values = settings(tmp_path, dataverse, timeout=30.0)
-    script = f"from dermalyze.data.download import *; download_ham10000(**{values!r})"
+    script = f"from dermalyze.data.download import *; download_files(**{values!r})"
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     arrived = tmp_path / "HAM10000_images_part_1.zip.part"
     while child.poll() is None and not (arrived.exists() and arrived.stat().st_size > 2 * CHUNK):

@@ -30,8 +30,8 @@ FLOORS = (
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "losses", "models", "optim"}
     | {"schema"},
-    # 3: what is done with a model
-    {"engine", "inference", "tracking"},
+    # 3: what is done with a model, and a config's data read for all commands
+    {"dataset", "engine", "inference", "tracking"},
     # 4: what wires a command together
     {"assessment", "command", "experiment"},
     # 5: the commands

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dermalyze.data.table import Finding, LesionTable, read_ham10000, read_isic_one_hot, summary
+from dermalyze.data.table import Finding, LesionTable, read_ham10000, read_isic2018, summary
 from dermalyze.errors import DataError
 from dermalyze.taxonomy import HAM10000_CODES
 
@@ -46,7 +46,7 @@ def ham(root: Path, on_missing: str = "error", metadata: str | None = None) -> L
 
 
 def isic(root: Path, on_missing: str = "error") -> LesionTable:
-    return read_isic_one_hot(root=str(root), ground_truth=None, on_missing=on_missing)  # type: ignore[arg-type]
+    return read_isic2018(root=str(root), ground_truth=None, on_missing=on_missing)  # type: ignore[arg-type]
 
 
 def refusal(root: Path, **options: str) -> str:
@@ -534,7 +534,7 @@ def test_33_lesions_come_from_the_groupings(tmp_path: Path) -> None:
 
 
 def test_33_without_ground_truth_or_with_two(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file \*GroundTruth.csv in .*ISIC 2018 task 3"):
+    with pytest.raises(DataError, match=r"no file \*GroundTruth.csv or .*ISIC 2018 task 3"):
         isic(tmp_path)
     fill_isic(tmp_path, one_hot_rows({"ISIC_1": "nv"}))
     fill(tmp_path, one_hot_rows({"ISIC_1": "mel"}), {}, ONE_HOT, "Training_GroundTruth.csv")
