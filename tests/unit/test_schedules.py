@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,12 @@ from omegaconf import OmegaConf
 
 from dermalyze.config import check_targets
 from dermalyze.errors import ConfigError
-from dermalyze.optim.schedules import Constant, CosineRestarts
+from dermalyze.optim.schedules import Constant, CosineRestarts, OneCycle, Plateau, Schedule
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
 
 
-def from_yaml(
-    name: str, peak_lr: float, total_steps: int, steps_per_epoch: int
-) -> Callable[[int], float]:
+def from_yaml(name: str, peak_lr: float, total_steps: int, steps_per_epoch: int) -> Schedule:
     cfg = OmegaConf.load(CONF / f"{name}.yaml")
     check_targets({"scheduler": OmegaConf.to_container(cfg)})
     return instantiate(cfg)(
@@ -190,3 +187,91 @@ def test_constant_refuses_values_out_of_range(change: dict[str, float]) -> None:
 def test_the_lowest_rate_may_be_the_peak() -> None:
     schedule = cosine(eta_min=1e-3)
     assert [schedule(step) for step in range(60)] == pytest.approx([1e-3] * 60)
+
+
+def test_one_cosine_over_the_whole_stage() -> None:
+    schedule = from_yaml("cosine", 1e-3, 200, 7)
+    expected = torch_rates(1e-3, period=200, factor=1, eta_min=1e-5, steps=200)
+    rates = [schedule(step) for step in range(200)]
+    assert rates[9:] == pytest.approx(expected[9:], rel=1e-9)
+    assert rates[:9] == pytest.approx(
+        [rate * (at + 1) / 10 for at, rate in enumerate(expected[:9])]
+    )
+
+
+def onecycle(**change: float) -> OneCycle:
+    arguments = {"warmup_fraction": 0.3, "start_divisor": 25.0, "end_divisor": 1e4}
+    run = {"peak_lr": 2e-3, "total_steps": 100, "steps_per_epoch": 10}
+    return OneCycle(**{**arguments, **run, **change})
+
+
+@pytest.mark.parametrize("steps", [3, 7, 100, 333])
+@pytest.mark.parametrize("up", [0.1, 0.3, 0.5])
+def test_one_cycle_equals_torch(steps: int, up: float) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=2e-3, total_steps=steps, pct_start=up, div_factor=25, final_div_factor=1e4
+    )
+    expected = []
+    for step in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step + 1 < steps:
+            scheduler.step()
+    schedule = onecycle(total_steps=steps, warmup_fraction=up)
+    assert [schedule(step) for step in range(steps)] == pytest.approx(expected, rel=1e-9)
+
+
+def plateau(**change: float) -> Plateau:
+    arguments = {"factor": 0.3, "patience": 2, "threshold": 0.0, "cooldown": 0, "min_lr": 1e-6}
+    run = {"warmup_fraction": 0.0, "peak_lr": 1e-3, "total_steps": 300, "steps_per_epoch": 3}
+    return Plateau(**{**arguments, **run, **change})
+
+
+@given(
+    costs=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 1.5]), max_size=40),
+    patience=st.integers(0, 3),
+    threshold=st.sampled_from([0.0, 0.25]),
+    cooldown=st.integers(0, 3),
+)
+def test_plateau_equals_torch(
+    costs: list[float], patience: int, threshold: float, cooldown: int
+) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.3, patience=patience, threshold=threshold, threshold_mode="abs",
+        cooldown=cooldown, min_lr=1e-6, eps=0.0,
+    )  # fmt: skip
+    schedule = plateau(patience=patience, threshold=threshold, cooldown=cooldown)
+    assert schedule(0) == 1e-3
+    for epoch, cost in enumerate(costs, start=1):
+        scheduler.step(cost)
+        rate = schedule(3 * epoch, costs[:epoch])
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_plateau_warms_up() -> None:
+    schedule = plateau(warmup_fraction=0.01)  # 3 steps
+    assert [schedule(step) for step in range(4)] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "said"),
+    [
+        (onecycle, {"start_divisor": 0.5}, "scheduler.start_divisor=0.5"),
+        (onecycle, {"end_divisor": math.inf}, "scheduler.end_divisor=inf"),
+        (onecycle, {"warmup_fraction": 1.0}, "scheduler.warmup_fraction=1.0"),
+        (plateau, {"factor": 1.0}, "scheduler.factor=1.0"),
+        (plateau, {"min_lr": 2e-3}, "scheduler.min_lr=0.002"),
+        (plateau, {"patience": -1}, "scheduler.patience=-1"),
+        (plateau, {"threshold": -0.1}, "scheduler.threshold=-0.1"),
+        (plateau, {"cooldown": -1}, "scheduler.cooldown=-1"),
+        (plateau, {"peak_lr": 0.0}, "peak_lr=0.0"),
+    ],
+)
+def test_other_schedules_refuse_values_out_of_range(
+    make: object, change: dict[str, float], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(**change)  # type: ignore[operator]
+    assert said in str(error.value)
