@@ -32,6 +32,7 @@ RUN_TIME_ARGUMENTS = frozenset(
         "params",
         "peak_lr",
         "steps_per_epoch",
+        "total_epochs",
         "total_steps",
     }
 )
