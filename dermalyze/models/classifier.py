@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from dermalyze.models.backbone import Backbone
+from dermalyze.models.colour_constancy import METHODS, ColourConstancy
 
 
 class Classifier(nn.Module):
-    """Normalisation, backbone and head.
+    """Normalisation, backbone, metadata and head.
 
-    Normalisation is part of the model, so that nobody can forget it or do it twice: the input is
-    uint8, or float in [0, 255] after augmentation.
+    Normalisation, with colour constancy where it is wanted, is part of the model, so that nobody
+    can forget it or do it twice: the input is uint8, or float in [0, 255] after augmentation.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, *, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        metadata: nn.Module,
+        head: nn.Module,
+        colour_constancy: ColourConstancy,
+    ) -> None:
         super().__init__()
+        self.white_balanced = METHODS[colour_constancy]
         self.backbone = backbone
+        self.metadata = metadata
         self.head = head
         # Not saved: they follow from the backbone, whose name the checkpoint knows.
         for name, values in (("mean", backbone.mean), ("std", backbone.std)):
             tensor = torch.tensor(values).reshape(1, 3, 1, 1) * 255.0
             self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return logits_BK for RGB images_BCHW, uint8 or float in [0, 255]."""
-        logits: torch.Tensor = self.head(self.features(images_BCHW))
+    def forward(
+        self, images_BCHW: torch.Tensor, metadata_BM: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits_BK for RGB images_BCHW, uint8 or float in [0, 255].
+
+        metadata_BM are the numbers of `dermalyze.data.metadata_features`; None: a model that takes
+        metadata predicts as it does where nothing is known of an image.
+        """
+        logits: torch.Tensor = self.head(self.features(images_BCHW, metadata_BM))
         return logits
 
-    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the backbone's features_BCHW, which heads and explanations look at."""
-        features: torch.Tensor = self.backbone((images_BCHW.float() - self.mean) / self.std)
-        return features
+    def features(
+        self, images_BCHW: torch.Tensor, metadata_BM: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the features_BCHW, fused with metadata, which heads and explanations look at."""
+        balanced_BCHW = self.white_balanced(images_BCHW.float())
+        features_BCHW = self.backbone((balanced_BCHW - self.mean) / self.std)
+        fused_BCHW: torch.Tensor = self.metadata(features_BCHW, metadata_BM)
+        return fused_BCHW
 
 
 def build_classifier(
@@ -45,9 +65,12 @@ def build_classifier(
     backbone: str,
     pretrained: bool,
     weights_file: str | None,
+    colour_constancy: ColourConstancy,
+    metadata: Callable[..., nn.Module],
     head: Callable[..., nn.Module],
     num_classes: int,
     input_size: int,
+    unknown_metadata: Mapping[str, Sequence[float]],
 ) -> Classifier:
     """Build the network that `conf/model` describes.
 
@@ -55,9 +78,15 @@ def build_classifier(
         backbone: timm's name of the backbone.
         pretrained: start from ImageNet weights.
         weights_file: a local file of backbone weights to start from, or None.
+        colour_constancy: how the colour of the light is taken out of each image first; see
+            `dermalyze.models.colour_constancy`.
+        metadata: called with `in_features` and `unknown_metadata`; maps (features_BCHW,
+            metadata_BM or None) to a map of `out_channels` channels.
         head: called with `in_features` and `num_classes`; maps features_BCHW to logits_BK.
         num_classes: K.
         input_size: side of the square input in pixels.
+        unknown_metadata: the numbers of each column of metadata where its value is not known;
+            empty for a model that sees pixels alone.
 
     Raises:
         ConfigError: unknown backbone, or weights that cannot be had.
@@ -65,6 +94,8 @@ def build_classifier(
     body = Backbone(
         name=backbone, pretrained=pretrained, weights_file=weights_file, image_size=input_size
     )
-    top = head(in_features=body.out_channels, num_classes=num_classes)
+    fusion = metadata(in_features=body.out_channels, unknown_metadata=unknown_metadata)
+    top = head(in_features=fusion.out_channels, num_classes=num_classes)
+    model = Classifier(backbone=body, metadata=fusion, head=top, colour_constancy=colour_constancy)
     # Images arrive with their channels last; weights in the same format spare a copy per layer.
-    return Classifier(backbone=body, head=top).to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)

@@ -18,6 +18,7 @@ from dermalyze.engine.state import TrainState
 from dermalyze.errors import CheckpointError, DataError
 from dermalyze.inference.loading import best_checkpoint, load_model
 from dermalyze.models.classifier import Classifier
+from dermalyze.models.colour_constancy import shades_of_grey
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -32,6 +33,7 @@ def description(head: Path = HEADS[0]) -> dict[str, Any]:
         "backbone": "test_resnet",
         "pretrained": False,
         "weights_file": None,
+        "colour_constancy": "none",
         "head": OmegaConf.to_container(OmegaConf.load(head)),
     }
 
@@ -93,6 +95,22 @@ def test_a_saved_best_model_gives_equal_logits(tmp_path, head):
     assert loaded.seen_lesions == {"HAM_1", "HAM_2", "HAM_3"}
     assert loaded.header["validation_metrics"] == {"val/loss": 0.5}
     assert loaded.path == tmp_path / BEST
+
+
+def test_colour_constancy_cannot_be_forgotten(path: Path) -> None:
+    """The header alone decides; the weights are the same."""
+    weights, reddish = trained(description()).eval(), IMAGES.clone()
+    reddish[:, 2] //= 2
+    features = {}
+    with torch.inference_mode():
+        for method in ("none", "shades_of_grey"):
+            model = description() | {"colour_constancy": method}
+            write_checkpoint(path, weights.state_dict(), header(model))
+            features[method] = load_model(path, CPU).model.features(reddish)
+        balanced = weights.features(shades_of_grey(reddish.float()))
+        assert torch.equal(features["none"], weights.features(reddish))
+        torch.testing.assert_close(features["shades_of_grey"], balanced)
+    assert (features["none"] - balanced).abs().max() > 0.1
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def classifier(name: str = "test_resnet", *, input_size: int = 32, classes: int 
         backbone=name,
         pretrained=False,
         weights_file=None,
+        colour_constancy="none",
         head=linear_head,
         num_classes=classes,
         input_size=input_size,
