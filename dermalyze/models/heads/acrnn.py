@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dermalyze.errors import ConfigError
+from dermalyze.models.ranges import require_width
 
 
 class AcrnnHead(nn.Module):
@@ -47,8 +48,7 @@ class AcrnnHead(nn.Module):
         super().__init__()
         widths = {"channels": channels, "lstm_hidden": lstm_hidden, "context": context}
         for name, width in widths.items():
-            if width < 1:
-                raise ConfigError(f"model.head.{name}={width}: a width of at least 1 is needed.")
+            require_width(f"model.head.{name}", width)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(
                 f"model.head.kernel_size={kernel_size}: an odd number of steps is needed, so that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dermalyze.errors import ConfigError
+from dermalyze.models.ranges import require_chance
 
 
 class SimpleHead(nn.Module):
@@ -28,10 +29,7 @@ class SimpleHead(nn.Module):
         self, *, in_features: int, num_classes: int, dropout: float, hidden: tuple[int, ...]
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ConfigError(
-                f"model.head.dropout={dropout}: a chance in [0, 1) is needed; 0 drops nothing."
-            )
+        require_chance("model.head.dropout", dropout)
         if any(width < 1 for width in hidden):
             raise ConfigError(
                 f"model.head.hidden={list(hidden)}: each width must be at least 1; leave a layer "
