@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from dermalyze.losses.class_weights import Weighting
+from dermalyze.losses.class_weights import Weighting, class_weights_correction
 from dermalyze.losses.class_weights import class_weights as weights_of
+from dermalyze.losses.loss import Loss
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Loss):
     """Class-weighted cross entropy, -sum_k w_k t_k log p_k, averaged over the batch.
 
     Args:
@@ -31,3 +33,8 @@ class CrossEntropy(nn.Module):
     def forward(self, logits_BK: Tensor, target_BK: Tensor) -> Tensor:
         """Return the scalar loss; rows of target_BK sum to 1. The sum is divided by B."""
         return F.cross_entropy(logits_BK, target_BK, weight=self.class_weights)
+
+    @staticmethod
+    def frequency_correction(options: Mapping[str, Any]) -> str | None:
+        """Return the class weights, if there are any."""
+        return class_weights_correction(options)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dermalyze.errors import ConfigError
-from dermalyze.losses.class_weights import Weighting
+from dermalyze.losses.class_weights import Weighting, class_weights_correction
 from dermalyze.losses.class_weights import class_weights as weights_of
+from dermalyze.losses.loss import Loss
 
 
-class LabelSmoothing(nn.Module):
+class LabelSmoothing(Loss):
     """Cross entropy in which epsilon of each label is spread over the classes, batch mean.
 
     Conventions (K classes; smoothing is linear, so mixed targets are smoothed like their parts):
@@ -68,3 +69,8 @@ class LabelSmoothing(nn.Module):
         others_BK = weighed_BK.sum(dim=1, keepdim=True) - weighed_BK
         spread = self.epsilon / (logits_BK.shape[1] - 1)
         return F.cross_entropy(logits_BK, (1 - self.epsilon) * weighed_BK + spread * others_BK)
+
+    @staticmethod
+    def frequency_correction(options: Mapping[str, Any]) -> str | None:
+        """Return the class weights, if there are any."""
+        return class_weights_correction(options)

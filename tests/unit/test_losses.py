@@ -252,17 +252,6 @@ def test_mixed_targets_cost_the_mixed_losses(name: str, mode: str) -> None:
     torch.testing.assert_close(mixed, expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_micro_batches_add_up(name: str) -> None:
-    loss = from_yaml(name, COUNTS)
-    logits_BK, target_BK = batch(7)
-    parts = [
-        len(logits) / 7 * loss(logits, target)
-        for logits, target in zip(logits_BK.split(3), target_BK.split(3), strict=True)
-    ]
-    torch.testing.assert_close(sum(parts), loss(logits_BK, target_BK), rtol=1e-12, atol=0)
-
-
 def test_yaml_defaults() -> None:
     losses = {name: from_yaml(name, COUNTS) for name in NAMES}
     for loss in losses.values():
