@@ -1,49 +1,20 @@
-"""In which order images are seen, and how a batch of them reaches the device."""
+"""How an order of images is cut into batches, and how a batch reaches the device."""
 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from dermalyze.data.cache import open_images
 from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.samplers import Sampler as Sampler
+from dermalyze.data.samplers import UniformSampler as UniformSampler
 from dermalyze.data.table import LesionTable
 from dermalyze.errors import DataError
-from dermalyze.randomness import Purpose, generator
 
 logger = logging.getLogger(__name__)
-
-
-class Sampler(Protocol):
-    """A pure function of (seed, epoch) to the order in which an epoch sees its images."""
-
-    def order(self, labels_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """Return N positions into `labels_N` (int64)."""
-
-
-class UniformSampler:
-    """Every image once an epoch, in an order of its own for each epoch."""
-
-    def order(self, labels_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """Return a permutation of range(N)."""
-        return generator(seed, Purpose.ORDER, epoch).permutation(len(labels_N))
-
-
-class WeightedSampler:
-    """Every class equally likely: N draws with replacement, p(image) = 1 / (K * count of class).
-
-    K counts the classes that have an image.
-    """
-
-    def order(self, labels_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """Return N positions; those of a rare class stand in it many times."""
-        _, inverse, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
-        probabilities = 1.0 / (len(counts) * counts[inverse])
-        random = generator(seed, Purpose.ORDER, epoch)
-        return random.choice(len(labels_N), size=len(labels_N), p=probabilities)
 
 
 def micro_batches(order_N: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -13,8 +13,6 @@ from PIL import Image
 
 from dermalyze.data.batches import (
     ImageStore,
-    UniformSampler,
-    WeightedSampler,
     micro_batches,
     open_store,
 )
@@ -22,73 +20,6 @@ from dermalyze.data.decode import PreprocessSpec, decode
 from dermalyze.errors import DataError
 
 CPU = torch.device("cpu")
-SAMPLERS = (UniformSampler(), WeightedSampler())
-seeds = st.integers(0, 2**32)
-epochs = st.integers(0, 1000)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_order_is_a_function_of_seed_and_epoch_alone(sampler):
-    labels = np.arange(200) % 7
-    order = sampler.order(labels, seed=3, epoch=5)
-    sampler.order(labels, seed=3, epoch=6)
-    np.random.default_rng(0)
-    assert np.array_equal(sampler.order(labels, seed=3, epoch=5), order)
-    assert np.array_equal(type(sampler)().order(labels, seed=3, epoch=5), order)
-    assert order.dtype == np.int64
-    for seed, epoch in ((3, 6), (4, 5), (5, 3)):
-        assert not np.array_equal(sampler.order(labels, seed=seed, epoch=epoch), order)
-
-
-@settings(deadline=None)
-@given(images=st.integers(1, 300), seed=seeds, epoch=epochs)
-def test_uniform_order_is_a_permutation(images, seed, epoch):
-    order = UniformSampler().order(np.zeros(images, dtype=np.int64), seed=seed, epoch=epoch)
-    assert np.array_equal(np.sort(order), np.arange(images))
-
-
-def test_uniform_order_puts_every_image_everywhere():
-    """Each of 5 images stands at each of 5 positions equally often, within 4 standard errors."""
-    draws = 4000
-    orders = np.stack(
-        [UniformSampler().order(np.zeros(5), seed=0, epoch=epoch) for epoch in range(draws)]
-    )
-    frequency = (orders[:, :, None] == np.arange(5)).mean(axis=0)
-    assert np.abs(frequency - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / draws)
-
-
-@settings(deadline=None)
-@given(labels=st.lists(st.integers(0, 6), min_size=1, max_size=100), seed=seeds, epoch=epochs)
-def test_weighted_order_has_n_valid_positions(labels, seed, epoch):
-    order = WeightedSampler().order(np.array(labels), seed=seed, epoch=epoch)
-    assert order.shape == (len(labels),)
-    assert order.min() >= 0
-    assert order.max() < len(labels)
-
-
-def drawn(labels: np.ndarray, epochs: int) -> np.ndarray:
-    sampler = WeightedSampler()
-    return np.concatenate([sampler.order(labels, seed=1, epoch=epoch) for epoch in range(epochs)])
-
-
-def test_weighted_order_draws_every_class_equally():
-    """HAM10000's counts; also where a class has no image, the others share equally."""
-    counts = {0: 327, 1: 514, 2: 1099, 3: 115, 4: 1113, 6: 142}
-    labels = np.repeat(list(counts), list(counts.values()))
-    draws = labels[drawn(labels, epochs=30)]
-    share = 1 / len(counts)
-    error = np.sqrt(share * (1 - share) / len(draws))
-    for label in counts:
-        assert abs((draws == label).mean() - share) < 4 * error
-
-
-def test_weighted_order_draws_an_image_by_one_over_classes_times_count():
-    """Hand case: classes of 1 and 4 images, so p = 1/2 for the one, 1/8 for each other."""
-    labels = np.array([1, 0, 1, 1, 1])
-    draws = drawn(labels, epochs=10_000)
-    for image, expected in enumerate([1 / 8, 1 / 2, 1 / 8, 1 / 8, 1 / 8]):
-        error = np.sqrt(expected * (1 - expected) / len(draws))
-        assert abs((draws == image).mean() - expected) < 4 * error
 
 
 @pytest.mark.parametrize(
