@@ -28,12 +28,15 @@ RUN_TIME_ARGUMENTS = frozenset(
         "class_counts",
         "in_features",
         "input_size",
+        "metadata_features",
+        "model",
         "num_classes",
         "params",
         "peak_lr",
         "steps_per_epoch",
         "total_epochs",
         "total_steps",
+        "unknown_metadata",
     }
 )
 # Words of hydra.utils.instantiate itself.

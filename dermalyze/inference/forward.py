@@ -33,7 +33,7 @@ def predict_probabilities(
     with torch.inference_mode(), precision.autocast():
         starts = range(0, len(rows_N), batch_size)
         for start in tqdm(starts, desc="predict", unit="batch", leave=False, disable=None, delay=2):
-            logits_BK = model(store.batch(rows_N[start : start + batch_size]))
+            logits_BK = model(*store.inputs(rows_N[start : start + batch_size]))
             # The softmax is taken in float64: its sums and tiny probabilities stay exact enough
             # for calibration and for comparison between machines. MPS has no float64.
             parts.append(logits_BK.float())

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target
 from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError
 from dermalyze.models.classifier import Classifier
 
@@ -27,6 +28,7 @@ class TrainedModel:
     model: Classifier
     classes: tuple[str, ...]
     preprocess: PreprocessSpec
+    encoding: MetadataEncoding
     header: dict[str, Any]
     path: Path
 
@@ -59,7 +61,8 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     Raises:
         CheckpointError: damaged, not a model to predict with, or naming code that is not among
             this version's model options.
-        DataError: made for images that another version decoded.
+        DataError: made for images that another version decoded, or for metadata that this one
+            cannot tell.
     """
     tensors, header = read_checkpoint(path)
     if header.get("kind") != "best":
@@ -69,12 +72,17 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     try:
         description, classes = header["model"], tuple(header["classes"])
         preprocess = PreprocessSpec.from_dict(header["preprocess"])
+        encoding = MetadataEncoding.from_dict(header["metadata"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its header is incomplete ({error!r})") from error
     _refuse_foreign_code(path, description)
     try:
         model = instantiate(
-            description, num_classes=len(classes), input_size=preprocess.image_size, _convert_="all"
+            description,
+            num_classes=len(classes),
+            input_size=preprocess.image_size,
+            unknown_metadata=encoding.unknown,
+            _convert_="all",
         )
     except (HydraException, OmegaConfBaseException) as error:
         raise CheckpointError(
@@ -86,7 +94,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights and model description differ: {error}") from error
-    return TrainedModel(model.eval().to(device), classes, preprocess, header, path)
+    return TrainedModel(model.eval().to(device), classes, preprocess, encoding, header, path)
 
 
 def _refuse_foreign_code(path: Path, description: object) -> None:
