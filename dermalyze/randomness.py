@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     NETWORK = 5  # dropout and its like, inside the model
     INITIALISATION = 6
     PHANTOM = 7
+    BOOTSTRAP = 8
 
 
 def generator(seed: int, purpose: Purpose, *time: int) -> np.random.Generator:

@@ -69,13 +69,7 @@ def summary_metrics(labels_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, flo
     auc_K = _auc_per_class(labels_N, probs_NK)
     present = np.unique(labels_N)
     return {
-        "loss": float(
-            sk.log_loss(
-                labels_N,
-                probs_NK / probs_NK.sum(axis=1, keepdims=True),
-                labels=np.arange(probs_NK.shape[1]),
-            )
-        ),
+        "loss": float(-log_likelihoods(labels_N, probs_NK).mean()),
         "accuracy": float(sk.accuracy_score(labels_N, predicted_N)),
         # balanced_accuracy_score is the same number, but warns of predicted classes that are
         # absent from the labels.
@@ -160,6 +154,39 @@ def expected_calibration_error(labels_N: np.ndarray, probs_NK: np.ndarray, *, bi
         raise ConfigError(f"bins={bins}: calibration error needs at least 1 bin; 15 is usual.")
     labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
     return _ece(labels_N, probs_NK, bins)
+
+
+def log_likelihoods(labels_N: np.ndarray, probs_NK: np.ndarray) -> np.ndarray:
+    """Return the log of each image's probability of its true class, in nats, <= 0.
+
+    Rows are scaled to sum to exactly 1 first, and probabilities below float64's epsilon count as
+    that, as in scikit-learn's log_loss.
+
+    Args:
+        labels_N: as `checked_predictions` returns them.
+        probs_NK: likewise.
+    """
+    true_N = np.take_along_axis(probs_NK, labels_N[:, None], axis=1)[:, 0] / probs_NK.sum(axis=1)
+    likelihoods_N: np.ndarray = np.log(np.clip(true_N, np.finfo(np.float64).eps, 1))
+    return likelihoods_N
+
+
+def calibration_gaps(
+    labels_N: np.ndarray, probs_NK: np.ndarray, bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bin of each image's confidence, in [0, bins), and (1 if right else 0) minus it.
+
+    Args:
+        labels_N: as `checked_predictions` returns them.
+        probs_NK: likewise.
+        bins: of equal width, (lower, upper], >= 1.
+    """
+    confidence_N = probs_NK.max(axis=1)
+    correct_N = probs_NK.argmax(axis=1) == labels_N
+    # Looking for a confidence among the upper edges puts an edge itself into the bin below it,
+    # and one that rounding carried above 1 into the last.
+    upper_edges = np.linspace(0, 1, bins + 1)[1:-1]
+    return np.searchsorted(upper_edges, confidence_N, side="left"), correct_N - confidence_N
 
 
 def confusion(labels_N: np.ndarray, probs_NK: np.ndarray) -> np.ndarray:
@@ -254,11 +281,5 @@ def _auc_per_class(labels_N: np.ndarray, probs_NK: np.ndarray) -> np.ndarray:
 
 
 def _ece(labels_N: np.ndarray, probs_NK: np.ndarray, bins: int) -> float:
-    confidence_N = probs_NK.max(axis=1)
-    correct_N = probs_NK.argmax(axis=1) == labels_N
-    # Looking for a confidence among the upper edges puts an edge itself into the bin below it,
-    # and one that rounding carried above 1 into the last.
-    upper_edges = np.linspace(0, 1, bins + 1)[1:-1]
-    bin_N = np.searchsorted(upper_edges, confidence_N, side="left")
-    gap_N = correct_N - confidence_N
+    bin_N, gap_N = calibration_gaps(labels_N, probs_NK, bins)
     return float(np.abs(np.bincount(bin_N, weights=gap_N)).sum() / len(labels_N))
