@@ -16,7 +16,8 @@ from dermalyze.data.batches import open_store
 from dermalyze.data.split import FromFiles
 from dermalyze.data.table import LesionTable
 from dermalyze.dataset import read_table
-from dermalyze.errors import ConfigError, DataError
+from dermalyze.errors import CheckpointError, ConfigError, DataError
+from dermalyze.evaluation.logit_adjustment import adjusted_probabilities
 from dermalyze.evaluation.metrics import (
     confusion,
     per_class_metrics,
@@ -58,6 +59,7 @@ def assess(config: Node) -> Assessment:
     path = best_checkpoint(config["checkpoint"])
     device = choose_device(config["device"])
     trained = load_model(path, device)
+    adjustment = _logit_adjustment(config, trained)
     run = path.parent if (path.parent / CONFIG).is_file() else None
     table = _read_table(config, run, path)
     if table.classes != trained.classes:
@@ -75,9 +77,39 @@ def assess(config: Node) -> Assessment:
         batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
         precision=choose_precision(config["amp"], device),
     )
-    folder = Path(config["output"] or path.parent / "evaluation" / config["split"])
-    metrics = _write(folder, table, rows, probs_NK, trained, config["split"])
-    return Assessment(metrics, folder, len(rows), _track(config, run, folder, metrics))
+    part = config["split"]
+    if adjustment is not None:
+        counts_K, tau = list(adjustment["class_counts"].values()), adjustment["tau"]
+        probs_NK = adjusted_probabilities(probs_NK, counts_K, tau=tau)
+        part = f"{part}_tau{tau:g}"  # beside the results without it
+    folder = Path(config["output"] or path.parent / "evaluation" / part)
+    metrics = _write(folder, table, rows, probs_NK, trained, config["split"], adjustment)
+    return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))
+
+
+def _logit_adjustment(config: Node, trained: TrainedModel) -> Node | None:
+    """Return what the report says of the logit adjustment that was asked for, None without one."""
+    tau = config["logit_adjustment"]
+    if tau is None:
+        return None
+    counts_K = trained.header.get("class_counts")
+    corrections = trained.header.get("frequency_corrections")
+    if counts_K is None or corrections is None:
+        raise CheckpointError(
+            f"logit_adjustment={tau}: {trained.path} does not say how many images of each class "
+            "trained it, or what was done about rare ones. Leave it out, or train again."
+        )
+    if corrections and not config["allow_double_correction"]:
+        raise ConfigError(
+            f"logit_adjustment={tau}: training has corrected for the class frequencies already "
+            f"({' and '.join(corrections)}), and this would do so twice. Leave it out; or ask for "
+            "it by name with allow_double_correction=true."
+        )
+    return {
+        "tau": tau,
+        "class_counts": dict(zip(trained.classes, counts_K, strict=True)),
+        "corrected_in_training_by": corrections,
+    }
 
 
 def _read_table(config: Node, run: Path | None, path: Path) -> LesionTable:
@@ -164,6 +196,7 @@ def _write(
     probs_NK: np.ndarray,
     trained: TrainedModel,
     split: str,
+    adjustment: Node | None,
 ) -> dict[str, float | None]:
     folder.mkdir(parents=True, exist_ok=True)
     classes = trained.classes
@@ -184,6 +217,7 @@ def _write(
             "split": split,
             "images": len(rows),
             "leakage": _leakage(table, rows, trained, split),
+            "logit_adjustment": adjustment,
             "checkpoint": str(trained.path),
             "epoch": trained.header["epoch"],
             "seed": trained.header["seed"],
@@ -206,19 +240,21 @@ def _write(
     )
     predictions.to_csv(folder / "predictions.csv", index=False)
     title = f"{table.name}, split {split}, {len(rows)} images"
+    if adjustment is not None:
+        title += f", logit adjustment {adjustment['tau']:g}"
     save_figure(confusion_matrix_figure(counts_KK, classes, title), folder / "confusion_matrix.png")
     return metrics
 
 
 def _track(
-    config: Node, run: Path | None, folder: Path, metrics: dict[str, float | None]
+    config: Node, run: Path | None, folder: Path, part: str, metrics: dict[str, float | None]
 ) -> str | None:
     """Add the results to the model's own MLflow run; return where to look."""
     tracker = tracker_of(run) if run is not None and config["track"] else None
     if tracker is None or run is None:
         return None
     tracker.reopen(run)
-    tracker.log_summary({f"{config['split']}/{name}": value for name, value in metrics.items()})
+    tracker.log_summary({f"{part}/{name}": value for name, value in metrics.items()})
     for path in sorted(folder.iterdir()):
-        tracker.log_artifact(path, folder=f"evaluation/{config['split']}")
+        tracker.log_artifact(path, folder=f"evaluation/{part}")
     return tracker.how_to_look()

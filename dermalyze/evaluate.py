@@ -29,6 +29,8 @@ def main(cfg: DictConfig) -> None:
 
     assessment = assess(checked(cfg, Evaluation))
     lines = [f"{cfg.split} split, {assessment.images} images"]
+    if cfg.logit_adjustment is not None:
+        lines[0] += f", probabilities / (class shares in training)^{cfg.logit_adjustment:g}"
     for key, name in _SHOWN.items():
         value = assessment.metrics[key]
         lines.append(f"  {name:<18} {'undefined' if value is None else format(value, '.4f')}")

@@ -38,6 +38,7 @@ from dermalyze.errors import CheckpointError
 from dermalyze.evaluation.metrics import direction, summary_metrics
 from dermalyze.evaluation.plots import save_figure, training_curves_figure
 from dermalyze.files import write_json
+from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.inference.forward import predict_probabilities
 from dermalyze.randomness import Purpose
 from dermalyze.run_folder import (
@@ -79,6 +80,12 @@ class RunData:
     split: Split
     store: ImageStore
     preprocess: PreprocessSpec
+
+    def class_counts(self) -> list[int]:
+        """Return how many training images each class has, in the order of the classes."""
+        labels = self.table.labels[self.split.train]
+        counts: list[int] = np.bincount(labels, minlength=len(self.table.classes)).tolist()
+        return counts
 
     def lesions(self, part: str) -> list[str]:
         """Return the lesion ids of a part of the split, sorted, as they stand in the source.
@@ -129,6 +136,8 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             "preprocess": data.preprocess.as_dict(),
             "table_fingerprint": data.table.fingerprint,
             "split_fingerprint": data.split.fingerprint,
+            "class_counts": data.class_counts(),
+            "frequency_corrections": frequency_corrections(config),
             "train_lesions": data.lesions("train"),
             "val_lesions": data.lesions("val"),
             "seed": training["seed"],

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dermalyze.config import all_target_problems, plain, raise_problems
 from dermalyze.errors import nearest
+from dermalyze.frequency_correction import frequency_problems
 
 Node = dict[str, Any]
 
@@ -161,6 +162,8 @@ class Evaluation(_Part):
     batch_size: int | None = Field(ge=1)
     device: Literal["auto", "cuda", "mps", "cpu"]
     amp: Literal["auto", "off", "bf16", "fp16"]
+    logit_adjustment: float | None = Field(gt=0)
+    allow_double_correction: bool
     allow_seen_lesions: bool
     track: bool
     paths: Paths
@@ -209,9 +212,8 @@ def checked_run(cfg: DictConfig) -> Node:
     """Return a training run's config, checked also for options that contradict each other.
 
     Raises:
-        ConfigError: as `checked`, or no epoch has the metric to monitor, or weighted sampling
-            meets class-weighted loss: both correct for the class frequencies, so together they
-            correct twice.
+        ConfigError: as `checked`, or no epoch has the metric to monitor, or sampler and
+            loss both correct for the class frequencies.
     """
     from dermalyze.evaluation.metrics import METRICS
 
@@ -224,13 +226,5 @@ def checked_run(cfg: DictConfig) -> Node:
             f"training.monitor={training['monitor']}: no epoch has such a metric."
             f"{nearest(training['monitor'], monitors)}"
         )
-    balanced_batches = container["sampler"]["_target_"].endswith(".WeightedSampler")
-    weighted_loss = container["loss"].get("class_weights", "none") != "none"
-    if balanced_batches and weighted_loss and not training["allow_double_correction"]:
-        problems.append(
-            f"sampler=weighted and loss.class_weights={container['loss']['class_weights']} correct "
-            "the class frequencies twice. Choose one: loss.class_weights=none, or "
-            "sampler=uniform; or say training.allow_double_correction=true"
-        )
-    raise_problems(problems)
+    raise_problems(problems + frequency_problems(container))
     return container

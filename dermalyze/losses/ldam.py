@@ -31,11 +31,13 @@ class LDAMLoss(Loss):
     sum_k t_k w_k loss(y = k), averaged over the batch.
 
     What `scale` means here: the paper's s = 30 serves its cosine classifier, whose logits lie in
-    [-1, 1] and could not become certain without it. The heads of this project give logits without
-    bound, so a network can undo any s by logits s times smaller. Probabilities are read from z as
-    softmax(z), however, in validation as in evaluation: with s = 30 their log-odds come out thirty
-    times too small. s = 1 keeps them what the loss trained. The margin then counts in the log-odds
-    of the true class against the rest: 0.5 asks for odds e^0.5 = 1.6 times those of cross entropy.
+    [-1, 1] and could not become certain without it. Other heads give logits without bound, so a
+    network can undo any s by logits s times smaller. Probabilities are read from z as softmax(z),
+    however, in validation as in evaluation: with s = 30 their log-odds come out thirty times too
+    small. s = 1 keeps them what the loss trained. The margin then counts in the log-odds of the
+    true class against the rest: 0.5 asks for odds e^0.5 = 1.6 times those of cross entropy. The
+    paper's own setting is a normalized head with its scale of 30 inside
+    (`dermalyze.models.heads.linear`), s = 1 and a `max_margin` of 30 * 0.5 = 15.
 
     Args:
         max_margin: margin of the rarest class, in units of the logits; finite and > 0.

@@ -23,7 +23,17 @@ from dermalyze.config import (
     run_folder,
 )
 from dermalyze.errors import ConfigError
-from dermalyze.schema import Benchmark, Evaluation, Preparation, Run, checked, checked_run
+from dermalyze.frequency_correction import frequency_corrections
+from dermalyze.schema import (
+    Benchmark,
+    Comparison,
+    Evaluation,
+    Preparation,
+    Run,
+    ShownAugmentation,
+    checked,
+    checked_run,
+)
 
 # Every file below a folder of conf/ is an option of the group that the folder names.
 OPTIONS = sorted(
@@ -266,23 +276,69 @@ def test_plain_gives_containers_with_interpolations_resolved() -> None:
     assert type(container["model"]["head"]["hidden"]) is list
 
 
-def test_correcting_for_class_frequencies_twice_is_refused() -> None:
-    (problem,) = problems(train("sampler=weighted"))
-    assert problem.startswith("sampler=weighted and loss.class_weights=balanced correct the class")
-    assert "training.allow_double_correction=true" in problem
+@pytest.mark.parametrize("sampler", ["sampler=weighted", "sampler.power=0.5"])
+@pytest.mark.parametrize(
+    ("loss", "setting", "mend"),
+    [
+        ("cross_entropy", "loss.class_weights=balanced", "loss.class_weights=none"),
+        ("focal", "loss.class_weights=balanced", "loss.class_weights=none"),
+        ("label_smoothing", "loss.class_weights=balanced", "loss.class_weights=none"),
+        ("class_balanced", "loss.beta=0.999", "loss=cross_entropy loss.class_weights=none"),
+        ("ldam", "loss.max_margin=0.5", "loss=cross_entropy loss.class_weights=none"),
+        ("balanced_softmax", "loss.tau=1.0", "loss=cross_entropy loss.class_weights=none"),
+        ("logit_adjusted", "loss.tau=1.0", "loss=cross_entropy loss.class_weights=none"),
+    ],
+)
+def test_correcting_for_class_frequencies_twice_is_refused(
+    sampler: str, loss: str, setting: str, mend: str
+) -> None:
+    option = "weighted" if sampler == "sampler=weighted" else "balanced_power"
+    assert problems(train(f"sampler={option}", f"loss={loss}")) == [
+        f"{sampler} and {setting} correct the class frequencies twice. Choose one: {mend}, or "
+        "sampler=uniform; or say training.allow_double_correction=true"
+    ]
+
+
+def test_correcting_twice_is_told_beside_other_problems() -> None:
     assert len(problems(train("sampler=weighted", "training.monitor=f1"))) == 2
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "settings"),
     [
-        ["sampler=weighted", "loss.class_weights=none"],
-        ["sampler=uniform", "loss.class_weights=balanced"],
-        ["sampler=weighted", "training.allow_double_correction=true"],
+        (["sampler=weighted", "loss.class_weights=none"], ["sampler=weighted"]),
+        (["sampler=uniform"], ["loss.class_weights=balanced"]),
+        (["sampler=balanced_power", "sampler.power=1.0"], ["loss.class_weights=balanced"]),
+        (["sampler=weighted", "loss=logit_adjusted", "loss.tau=0.0"], ["sampler=weighted"]),
+        (["loss=ldam"], ["loss.max_margin=0.5"]),
+        (["loss.class_weights=none"], []),
+        (
+            ["sampler=weighted", "training.allow_double_correction=true"],
+            ["sampler=weighted", "loss.class_weights=balanced"],
+        ),
     ],
 )
-def test_correcting_once_or_on_purpose_is_accepted(overrides: list[str]) -> None:
-    checked_run(train(*overrides))
+def test_correcting_once_or_on_purpose_is_accepted(
+    overrides: list[str], settings: list[str]
+) -> None:
+    assert frequency_corrections(checked_run(train(*overrides))) == settings
+
+
+def test_a_loss_that_does_not_say_whether_it_corrects_is_refused() -> None:
+    node = {"_target_": "torch.nn.CrossEntropyLoss"}
+    cfg = train()
+    OmegaConf.update(cfg, "loss", node, merge=False)
+    with pytest.raises(ConfigError, match=r"loss._target_=torch.nn.CrossEntropyLoss: has no freq"):
+        checked_run(cfg)
+
+
+def test_class_weights_that_would_begin_after_the_last_epoch_are_refused() -> None:
+    begins = ["loss=ldam", "training.epochs=10"]
+    checked_run(train(*begins, "loss.reweight_from=9"))
+    assert problems(train(*begins, "loss.reweight_from=10")) == [
+        "loss.reweight_from=10: epochs are counted from 0, so none of training.epochs=10 would be "
+        "weighted. Give an earlier one, or null"
+    ]
 
 
 def test_nodes_with_a_target_are_found_at_any_depth() -> None:
@@ -357,7 +413,12 @@ def test_run_time_arguments_are_arguments_of_something() -> None:
             ("evaluate", Evaluation, ["checkpoint=run", f"data={name}", *left_to_user(name)])
             for name in DATA
         ],
+        *[
+            ("show_augmentation", ShownAugmentation, [f"data={name}", *left_to_user(name)])
+            for name in DATA
+        ],
         ("benchmark", Benchmark, []),
+        ("compare", Comparison, ["runs=[one,other]"]),
     ],
 )
 def test_the_other_commands_compose_with_every_data_option(

@@ -26,7 +26,7 @@ FLOORS = (
     # 0: words and chance
     {"errors", "files", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
-    {"config", "data", "evaluation", "run_folder"},
+    {"config", "data", "evaluation", "frequency_correction", "run_folder"},
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "losses", "models", "optim"}
     | {"schema"},
