@@ -11,36 +11,32 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from dermalyze.checkpoint_file import BEST, remove_leftovers
 from dermalyze.compute import (
-    Precision,
     choose_device,
     choose_precision,
     deterministic_algorithms,
-    seed_network,
     set_threads,
 )
 from dermalyze.data.batches import ImageStore, open_store
 from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding, fit_encoding
 from dermalyze.data.split import Split, save_split
 from dermalyze.data.table import LesionTable
 from dermalyze.dataset import check_parts, read_table
 from dermalyze.engine.checkpoints import RunCheckpoints
-from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
-from dermalyze.engine.loop import epoch_windows, fit
+from dermalyze.engine.loop import fit
 from dermalyze.engine.state import Record, TrainState
-from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import CheckpointError
-from dermalyze.evaluation.metrics import direction, summary_metrics
+from dermalyze.evaluation.metrics import summary_metrics
 from dermalyze.evaluation.plots import save_figure, training_curves_figure
 from dermalyze.files import write_json
 from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.inference.forward import predict_probabilities
-from dermalyze.randomness import Purpose
+from dermalyze.recipe import build
 from dermalyze.run_folder import (
     ORIGIN,
     SHARED_CONFIG,
@@ -74,12 +70,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunData:
-    """The images of a run, the table they come with, and who is in which part."""
+    """The images of a run, the table they come with, who is in which part, and what a model is told.
+
+    `encoding` is fitted on the training part.
+    """
 
     table: LesionTable
     split: Split
     store: ImageStore
     preprocess: PreprocessSpec
+    encoding: MetadataEncoding
 
     def class_counts(self) -> list[int]:
         """Return how many training images each class has, in the order of the classes."""
@@ -134,6 +134,7 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             "model": _rebuildable(config["model"]),
             "classes": list(data.table.classes),
             "preprocess": data.preprocess.as_dict(),
+            "metadata": data.encoding.as_dict(),
             "table_fingerprint": data.table.fingerprint,
             "split_fingerprint": data.split.fingerprint,
             "class_counts": data.class_counts(),
@@ -148,7 +149,15 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
     )
     if checkpoints.exist:  # the weights come from there; nothing is to be fetched again
         config = {**config, "model": _rebuildable(config["model"])}
-    state, step = build(config, data, precision)
+    state, step = build(
+        config,
+        store=data.store,
+        labels_N=data.table.labels,
+        train_rows_M=data.split.train,
+        num_classes=len(data.table.classes),
+        encoding=data.encoding,
+        precision=precision,
+    )
     checkpoints.check_room(state)
     checkpoints.load_latest(state)
     save_split(data.split, data.table.frame, folder)
@@ -214,7 +223,9 @@ def load_data(config: Node, device: torch.device) -> RunData:
     split: Split = instantiate(config["data"]["split"], _convert_="all")(table.frame, table.classes)
     check_parts(table, split, data, cache=cache)
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
-    store = open_store(table, preprocess, config["paths"]["cache"], device)
+    columns = config["model"]["metadata"]["columns"]
+    encoding = fit_encoding(table.frame.iloc[split.train], columns)
+    store = open_store(table, preprocess, config["paths"]["cache"], device, encoding=encoding)
     logger.info(
         "data: %s, %d images: %d train, %d val, %d test, %d in no part (split %s)",
         table.name,
@@ -225,71 +236,13 @@ def load_data(config: Node, device: torch.device) -> RunData:
         len(split.unused),
         split.fingerprint[:12],
     )
-    return RunData(table, split, store, preprocess)
+    return RunData(table, split, store, preprocess, encoding)
 
 
 def _leaks(data: RunData) -> str:
     """Return whether lesions are in several parts, in words for whoever compares runs."""
     torn = len(data.split.torn_lesions(data.table.frame))
     return f"yes: {torn} lesions are in several parts" if torn else "no"
-
-
-def build(config: Node, data: RunData, precision: Precision) -> tuple[TrainState, TrainingStep]:
-    """Instantiate model, loss, optimiser, schedule and augmentation for these data."""
-    training: Node = config["training"]
-    device = precision.device
-    num_classes = len(data.table.classes)
-    train_labels = data.table.labels[data.split.train]
-
-    seed_network(training["seed"], Purpose.INITIALISATION)
-    model: nn.Module = instantiate(
-        config["model"],
-        num_classes=num_classes,
-        input_size=data.preprocess.image_size,
-        _convert_="all",
-    ).to(device)
-    make_optimizer = instantiate(config["optimizer"], _convert_="all")
-    # Decay pulls weights towards zero; biases and normalisation have no reason to be there.
-    groups = param_groups_weight_decay(model, make_optimizer.keywords["weight_decay"])
-    optimizer: torch.optim.Optimizer = make_optimizer(groups)
-    steps_per_epoch = len(
-        epoch_windows(
-            np.arange(len(train_labels)),
-            batch_size=training["batch_size"],
-            accumulate=training["accumulate"],
-        )
-    )
-    schedule = instantiate(config["scheduler"], _convert_="all")(
-        peak_lr=make_optimizer.keywords["lr"],
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * training["epochs"],
-    )
-    counts = np.bincount(train_labels, minlength=num_classes).tolist()
-    step = TrainingStep(
-        store=data.store,
-        labels_N=data.table.labels,
-        num_classes=num_classes,
-        loss=instantiate(config["loss"], class_counts=counts, _convert_="all"),
-        augment=instantiate(config["augmentation"], _convert_="all"),
-        schedule=schedule,
-        precision=precision,
-        grad_clip=training["grad_clip"],
-        seed=training["seed"],
-    )
-    state = TrainState(
-        model=model,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
-        stopping=EarlyStopping(
-            monitor=training["monitor"],
-            direction=direction(training["monitor"]),
-            patience=training["patience"],
-            min_delta=training["min_delta"],
-        ),
-        step_losses_S=torch.zeros(steps_per_epoch, device=device),
-        step_correct_S=torch.zeros(steps_per_epoch, dtype=torch.int64, device=device),
-    )
-    return state, step
 
 
 def _rebuildable(model: Node) -> Node:
@@ -308,7 +261,7 @@ def _log_results(tracker: Tracker, folder: Path, state: TrainState) -> None:
 
 
 def _outcome(folder: Path, state: TrainState, tracker: Tracker) -> Outcome:
-    best_epoch, best_value = state.stopping.best_epoch, state.stopping.best_value
-    if best_epoch is None or best_value is None:
+    best, best_value = state.best_record, state.stopping.best_value
+    if best is None or best_value is None:
         raise CheckpointError(f"{folder}: the run ended before its first epoch was validated")
-    return Outcome(folder, state.history[best_epoch - 1], best_value, tracker.how_to_look())
+    return Outcome(folder, best, best_value, tracker.how_to_look())

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dermalyze.config import all_target_problems, plain, raise_problems
+from dermalyze.contradictions import contradictions
 from dermalyze.errors import nearest
 from dermalyze.frequency_correction import frequency_problems
 
@@ -48,6 +49,13 @@ class Training(_Part):
     amp: Literal["auto", "off", "bf16", "fp16"]
     threads: int | None = Field(ge=1)
     deterministic: bool
+    fast_mode: bool
+    compile: bool
+    channels_last: Literal["auto"] | bool
+    grad_checkpointing: bool
+    first_image_size: int | None = Field(ge=32)
+    growing_epochs: int = Field(ge=0)
+    average_last_epochs: int | None = Field(ge=1)
     checkpoint_every_steps: int | None = Field(ge=1)
     check_every_steps: int = Field(ge=1)
     resume: str | None
@@ -89,9 +97,12 @@ class Run(_Part):
     model: Target
     loss: Target
     augmentation: Target
+    mix: Target
     sampler: Target
     optimizer: Target
     scheduler: Target
+    stages: Target
+    ema: Target
     tracking: Target
     training: Training
     paths: Paths
@@ -103,8 +114,8 @@ class OutputPath(_Part):
     outputs: str
 
 
-class PreparedData(_Part):
-    """`data.*` as `prepare` needs it: no split."""
+class TableData(_Part):
+    """`data.*` where a table is read and nothing is trained: no split."""
 
     root: str
     downloads: list[str]
@@ -112,8 +123,13 @@ class PreparedData(_Part):
     duplicates: Duplicates
     image_size: int = Field(ge=16, le=4096)
     on_missing: Literal["error", "drop"] | None = None
-    download: bool
     source: Target
+
+
+class PreparedData(TableData):
+    """`data.*` of `prepare`."""
+
+    download: bool
 
 
 class Audit(_Part):
@@ -138,6 +154,21 @@ class Benchmark(_Part):
     repeats: int = Field(ge=1)
     output: str
     paths: OutputPath
+
+
+class ShownAugmentation(_Part):
+    """The whole configuration of `python -m dermalyze.show_augmentation`."""
+
+    augmentation: Target
+    data: TableData
+    images: str | None
+    size: int = Field(ge=16, le=1024)
+    rows: int = Field(ge=1, le=100)
+    views: int = Field(ge=1, le=100)
+    seed: int = Field(ge=0)
+    compact: bool
+    output: str | None
+    paths: Paths
 
 
 class OtherData(_Part):
@@ -167,6 +198,18 @@ class Evaluation(_Part):
     allow_seen_lesions: bool
     track: bool
     paths: Paths
+
+
+class Comparison(_Part):
+    """The whole configuration of `python -m dermalyze.compare`."""
+
+    runs: list[str] = Field(min_length=2)
+    split: Literal["train", "val", "test", "all"]
+    level: float = Field(gt=0, lt=1)
+    draws: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    output: str
+    paths: OutputPath
 
 
 def _problems(schema: type[BaseModel], container: Node) -> list[str]:
@@ -212,19 +255,21 @@ def checked_run(cfg: DictConfig) -> Node:
     """Return a training run's config, checked also for options that contradict each other.
 
     Raises:
-        ConfigError: as `checked`, or no epoch has the metric to monitor, or sampler and
-            loss both correct for the class frequencies.
+        ConfigError: as `checked`, or no epoch has the metric to monitor, or the model is to be told
+            what gives the class away, or sampler and loss both correct for the class frequencies;
+            see also `dermalyze.contradictions`.
     """
+    from dermalyze.data.metadata_features import column_problems
     from dermalyze.evaluation.metrics import METRICS
 
     container = checked(cfg, Run)
     training = container["training"]
-    problems = []
+    problems = column_problems(container["model"]["metadata"]["columns"])
     monitors = ["train/loss", "train/accuracy", *(f"val/{name}" for name in METRICS)]
     if training["monitor"] not in monitors:
         problems.append(
             f"training.monitor={training['monitor']}: no epoch has such a metric."
             f"{nearest(training['monitor'], monitors)}"
         )
-    raise_problems(problems + frequency_problems(container))
+    raise_problems(problems + frequency_problems(container) + contradictions(container))
     return container

@@ -82,8 +82,8 @@ class Mixing:
         ]
         if not 0 <= unmixed_last_epochs <= total_epochs:
             problems.append(
-                f"mix.unmixed_last_epochs={unmixed_last_epochs}: between 0 and the run's {total_epochs} "
-                "epochs are needed"
+                f"mix.unmixed_last_epochs={unmixed_last_epochs}: between 0 and the run's "
+                f"{total_epochs} epochs are needed"
             )
         raise_problems(problems)
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha

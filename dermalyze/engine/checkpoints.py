@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dermalyze.checkpoint_file import (
     BEST,
     LATEST,
@@ -14,7 +16,7 @@ from dermalyze.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from dermalyze.engine.state import Record, TrainState
+from dermalyze.engine.state import TrainState
 from dermalyze.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -46,9 +48,10 @@ class RunCheckpoints:
             CheckpointError: needed against free.
         """
         weights = sum(value.nbytes for value in state.model.state_dict().values())
-        # Weights and two moments, in the latest state, the one before it and one being written;
+        now = sum(value.nbytes for value in state.tensors().values())
+        # Two moments will come to it. The latest state, the one before it and one being written;
         # and the best model twice, for the same reason.
-        needed = 3 * 3 * weights + 2 * weights
+        needed = 3 * (now + 2 * weights) + 2 * weights
         free = shutil.disk_usage(self.latest.parent).free
         if free < needed:
             raise CheckpointError(
@@ -57,15 +60,23 @@ class RunCheckpoints:
                 "with hydra.run.dir=FOLDER."
             )
 
-    def save_best(self, state: TrainState, record: Record) -> None:
-        """Keep the weights to predict with, and what they reached on validation."""
+    def save_best(self, state: TrainState, model: nn.Module, weights: str) -> None:
+        """Keep the weights to predict with, and what they reached on validation.
+
+        Args:
+            state: its `best_record` is that of the weights.
+            model: has the weights.
+            weights: what they are: raw, or which average.
+        """
+        record = state.best_record or {}
         metrics = {name: value for name, value in record.items() if name.startswith("val/")}
         write_checkpoint(
             self.best,
-            state.model.state_dict(),
+            model.state_dict(),
             {
                 **self.about,
                 "kind": "best",
+                "weights": weights,
                 "epoch": record["epoch"],
                 "monitor": state.stopping.monitor,
                 "validation_metrics": metrics,
@@ -109,7 +120,7 @@ class RunCheckpoints:
         return False
 
     def _refuse_other_run(self, path: Path, header: dict[str, Any]) -> None:
-        for key in ("classes", "model", "preprocess", "split_fingerprint"):
+        for key in ("classes", "model", "preprocess", "metadata", "split_fingerprint"):
             if header.get(key) != self.about[key]:
                 raise CheckpointError(
                     f"{path}: made with another {key}.\n  checkpoint: {header.get(key)}\n"

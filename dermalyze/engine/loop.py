@@ -27,8 +27,8 @@ class Checkpoints(Protocol):
     def save_latest(self, state: TrainState) -> None:
         """Keep everything that resuming needs."""
 
-    def save_best(self, state: TrainState, record: Record) -> None:
-        """Keep the model to predict with."""
+    def save_best(self, state: TrainState, model: nn.Module, weights: str) -> None:
+        """Keep the model to predict with, of the epoch whose record is the state's best."""
 
 
 class NonFiniteLossError(DataError):
@@ -86,7 +86,8 @@ def fit(
     while not state.finished:
         windows = windows_of(state.epoch)
         started, first_step = time.monotonic(), state.step
-        state.model.train()
+        training_step.begin_epoch(state.epoch)
+        state.train_mode()
         with tqdm(
             total=len(windows),
             initial=state.step,
@@ -119,21 +120,30 @@ def fit(
             "epoch": state.epoch + 1,
             "train/loss": _mean_loss(state, windows),
             "train/accuracy": int(state.step_correct_S.sum()) / len(train_rows_N),
-            **validate(state.model),
-            "lr": training_step.schedule(state.global_step - 1),
+            **validate(state.predictor),
+            "lr": state.learning_rate(state.step - 1),
             "images_per_second": images / seconds if images else None,
         }
-        improved = state.stopping.update(record)
+        weights = "raw" if state.ema is None else "moving average"
+        improved = _keep_if_best(state, record, state.predictor, weights, checkpoints)
+        if state.last_epochs is not None:
+            state.last_epochs.take_in(state.model, state.epoch)
+            if state.epoch == state.last_epochs.last_epoch:
+                model = state.last_epochs.model(training_step.inputs(state.epoch, windows))
+                metrics = validate(model)
+                other = {**record, **metrics}
+                improved |= _keep_if_best(state, other, model, "average of epochs", checkpoints)
+                record |= {f"average_of_epochs/{name}": value for name, value in metrics.items()}
         state.history.append(record)
-        if improved:
-            checkpoints.save_best(state, record)
+        # The weights of an earlier stage wait for the next one, however long that takes.
+        stopped_early = state.is_in_last_stage and state.stopping.should_stop
         state.begin_next_epoch()
-        state.finished = state.epoch >= epochs or state.stopping.should_stop
+        state.finished = state.epoch >= epochs or stopped_early
         for sink in sinks:
             sink(record)
         checkpoints.save_latest(state)
         _report(record, epochs, improved)
-        if state.stopping.should_stop and state.epoch < epochs:
+        if stopped_early and state.epoch < epochs:
             logger.info(
                 "stopped early: %s has not improved for %d epochs",
                 state.stopping.monitor,
@@ -141,6 +151,17 @@ def fit(
             )
         if not state.finished:  # a finished run has nothing left to stop
             interruption.stop_if_requested()
+
+
+def _keep_if_best(
+    state: TrainState, record: Record, model: nn.Module, weights: str, checkpoints: Checkpoints
+) -> bool:
+    """Save the model if its record is the best so far; return whether it is."""
+    improved = state.stopping.update(record)
+    if improved:
+        state.best_record = record
+        checkpoints.save_best(state, model, weights)
+    return improved
 
 
 def _mean_loss(state: TrainState, windows: list[list[np.ndarray]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from dermalyze.engine.early_stopping import EarlyStopping
+from dermalyze.engine.last_epochs import LastEpochs
 from dermalyze.errors import CheckpointError
+from dermalyze.optim.ema import WeightAverage
+from dermalyze.optim.stages import Stage
 
 Record = dict[str, float | int | None]
 
@@ -23,15 +26,22 @@ class TrainState:
     (seed, epoch, step). So is the learning rate.
 
     Attributes:
+        model: what is trained: the raw weights.
+        stages: one after another; the one that `epoch` lies in gives the optimiser.
+        ema: the moving average of the weights, which then predicts in the model's place.
+        last_epochs: the plain average of the weights at the ends of the last epochs.
         epoch, step: the optimiser step to do next, counted from 0; step starts anew each epoch.
         step_losses_S: mean loss of each optimiser step of this epoch (float32, on the device).
         step_correct_S: correctly classified training images of each step (int64).
         history: one record for each finished epoch.
+        best_record: that of the best model so far.
         finished: the last epoch is over, or early stopping ended the run.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    stages: Sequence[Stage]
+    ema: WeightAverage | None
+    last_epochs: LastEpochs | None
     scaler: torch.amp.GradScaler
     stopping: EarlyStopping
     step_losses_S: torch.Tensor
@@ -39,7 +49,13 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     history: list[Record] = field(default_factory=list)
+    best_record: Record | None = None
     finished: bool = False
+    stage: Stage = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._enter(self.stages[0])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,18 +67,64 @@ class TrainState:
         """Optimiser steps done since the start."""
         return self.epoch * self.steps_per_epoch + self.step
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step of this epoch, counted from 0."""
+        epochs = self.epoch - self.stage.first_epoch
+        return self.stage.schedule(epochs * self.steps_per_epoch + step, self._costs())
+
+    @property
+    def is_in_last_stage(self) -> bool:
+        """Whether no other stage follows."""
+        return self.stage is self.stages[-1]
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The weights that are validated, selected and predict."""
+        return self.model if self.ema is None else self.ema.module
+
+    def train_mode(self) -> None:
+        """Put the model into training mode, but for what the stage keeps frozen."""
+        self.model.train()
+        if self.stage.frozen is not None:
+            self.stage.frozen.eval()
+
     def begin_next_epoch(self) -> None:
-        """Go on to step 0 of the next epoch."""
+        """Go on to step 0 of the next epoch, in the stage that it lies in."""
         self.epoch += 1
         self.step = 0
         self.step_losses_S.zero_()
         self.step_correct_S.zero_()
+        if self._stage_of_epoch() is not self.stage:
+            self._enter(self._stage_of_epoch())
+            self.stopping.epochs_without_improvement = 0
+
+    def _stage_of_epoch(self) -> Stage:
+        return [stage for stage in self.stages if stage.first_epoch <= self.epoch][-1]
+
+    def _enter(self, stage: Stage) -> None:
+        """Free what the stage before froze, freeze what this one keeps, make its optimiser."""
+        for before in self.stages:
+            if before.frozen is not None:
+                before.frozen.requires_grad_(requires_grad=before is not stage)
+        self.stage = stage
+        self.optimizer = stage.make_optimizer()
+
+    def _costs(self) -> list[float]:
+        """Return the monitored metric of the finished epochs of the stage; less is better."""
+        sign = 1 if self.stopping.direction == "min" else -1
+        values = [record[self.stopping.monitor] for record in self.history]
+        return [sign * float(value or 0) for value in values[self.stage.first_epoch :]]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor of the state under a name of its own."""
         named = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+        if self.ema is not None:
+            named |= {f"ema/{name}": v for name, v in self.ema.module.state_dict().items()}
+        if self.last_epochs is not None:
+            average = self.last_epochs.average.state_dict()
+            named |= {f"last_epochs/{name}": value for name, value in average.items()}
         return named | {
             "epoch/step_losses": self.step_losses_S,
             "epoch/step_correct": self.step_correct_S,
@@ -76,6 +138,7 @@ class TrainState:
             "step": self.step,
             "finished": self.finished,
             "history": self.history,
+            "best_record": self.best_record,
             "best_value": stopping.best_value,
             "best_epoch": stopping.best_epoch,
             "epochs_without_improvement": stopping.epochs_without_improvement,
@@ -91,8 +154,14 @@ class TrainState:
         """
         try:
             self.model.load_state_dict(_below(tensors, "model/"))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(_below(tensors, "ema/"))
+            if self.last_epochs is not None:
+                self.last_epochs.average.load_state_dict(_below(tensors, "last_epochs/"))
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint holds another model: {error}") from error
+        self.epoch, self.step = numbers["epoch"], numbers["step"]
+        self._enter(self._stage_of_epoch())
         name = type(self.optimizer).__name__
         if numbers["optimizer"] != name:
             raise CheckpointError(
@@ -102,8 +171,8 @@ class TrainState:
         self._restore_optimizer(_below(tensors, "optimizer/"))
         self.step_losses_S.copy_(tensors["epoch/step_losses"])
         self.step_correct_S.copy_(tensors["epoch/step_correct"])
-        self.epoch, self.step = numbers["epoch"], numbers["step"]
         self.finished, self.history = numbers["finished"], list(numbers["history"])
+        self.best_record = numbers["best_record"]
         self.stopping.best_value = numbers["best_value"]
         self.stopping.best_epoch = numbers["best_epoch"]
         self.stopping.epochs_without_improvement = numbers["epochs_without_improvement"]

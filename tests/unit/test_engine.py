@@ -13,149 +13,57 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from small_training import (
+    BATCH,
+    CLASSES,
+    EPOCHS,
+    LABELS,
+    PIXELS,
+    SEED,
+    STEPS,
+    STORE,
+    TRAIN,
+    LossAt,
+    Net,
+    about,
+    adamw,
+    adamw_amsgrad,
+    copied,
+    differences,
+    make_state,
+    make_step,
+    plain,
+    schedule,
+    seeded,
+    sgd,
+    through_file,
+    train,
+    validate,
+    weights,
+    without_timing,
+)
 from torch import nn
 from torch.nn import functional as F
 
-from dermalyze.checkpoint_file import previous_of, read_checkpoint, write_checkpoint
-from dermalyze.compute import Precision
-from dermalyze.data.batches import ImageStore, UniformSampler
+from dermalyze.checkpoint_file import previous_of, read_checkpoint
+from dermalyze.data.batches import UniformSampler
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
-from dermalyze.engine.loop import NonFiniteLossError, epoch_windows, fit
+from dermalyze.engine.loop import NonFiniteLossError, epoch_windows
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import CheckpointError, DataError, Interrupted
 from dermalyze.randomness import Purpose, generator
-
-CPU = torch.device("cpu")
-IMAGES, CLASSES, SEED = 27, 3, 5
-TRAIN, VAL = np.arange(21), np.arange(21, IMAGES)  # batches of 4: 4, 4, 4, 4, 5
-BATCH, STEPS, EPOCHS = 4, 5, 3
-LABELS = np.random.default_rng(1).integers(0, CLASSES, IMAGES)
-PIXELS = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
-STORE = ImageStore(
-    images_NHWC=PIXELS, image_ids=[f"ISIC_{row:03}" for row in range(IMAGES)], device=CPU
-)
-
-MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
-
-
-def adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, weight_decay=0.02, fused=True)
-
-
-def sgd(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, momentum=0.9)
-
-
-def adamw_amsgrad(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, amsgrad=True)
-
-
-class Net(nn.Module):
-    """Two channels-last convolutions and a classifier; uint8 images in, logits out."""
-
-    def __init__(self, *, norm: bool = True, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 4, 3),
-            nn.BatchNorm2d(4) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.Conv2d(4, 5, 3),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(20, CLASSES),
-        )
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        logits_BK: torch.Tensor = self.layers(images_BCHW.float() / 255 - 0.5)
-        return logits_BK
-
-
-def seeded(*, seed: int = 0, norm: bool = True, dropout: float = 0.3) -> Net:
-    torch.manual_seed(seed)
-    return Net(norm=norm, dropout=dropout)
-
-
-def plain(images_BCHW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    return images_BCHW
-
-
-def noisy(images_BCHW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    noise = torch.from_numpy(random.normal(0, 20, size=tuple(images_BCHW.shape))).float()
-    return images_BCHW + noise
-
-
-def schedule(step: int) -> float:
-    return 0.01 * 0.9**step
-
-
-def make_state(
-    *,
-    model: nn.Module | None = None,
-    optimizer: MakeOptimizer = adamw,
-    steps: int = STEPS,
-    init: int = 0,
-    scaler: bool = False,
-    patience: int | None = None,
-    monitor: str = "val/loss",
-) -> TrainState:
-    model = model or seeded(seed=init)
-    return TrainState(
-        model=model,
-        optimizer=optimizer(list(model.parameters())),
-        scaler=torch.amp.GradScaler("cpu", enabled=scaler),
-        stopping=EarlyStopping(monitor=monitor, direction="min", patience=patience, min_delta=0.0),
-        step_losses_S=torch.zeros(steps),
-        step_correct_S=torch.zeros(steps, dtype=torch.int64),
-    )
-
-
-def make_step(**changes: Any) -> TrainingStep:
-    options: dict[str, Any] = {
-        "store": STORE,
-        "labels_N": LABELS,
-        "num_classes": CLASSES,
-        "loss": nn.CrossEntropyLoss(),
-        "augment": noisy,
-        "schedule": schedule,
-        "precision": Precision(CPU, None),
-        "grad_clip": 1.0,
-        "seed": SEED,
-    }
-    return TrainingStep(**{**options, **changes})
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
-
-
-def copied(state: TrainState) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in state.tensors().items()}
-
-
-def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
-    """Return the names whose tensors are not equal to the last bit."""
-    assert one.keys() == other.keys()
-    return [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
-
-
-def through_file(state: TrainState, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    write_checkpoint(path, state.tensors(), {"state": state.numbers()})
-    tensors, header = read_checkpoint(path)
-    return tensors, header["state"]
-
 
 # One step
 
 
 def smooth(**changes: Any) -> tuple[TrainState, TrainingStep]:
     """Return a model without BatchNorm and dropout, and a step without augmentation."""
-    step = make_step(**{"augment": plain, "grad_clip": None, "schedule": lambda at: 0.5, **changes})
-    return make_state(model=seeded(norm=False, dropout=0.0), optimizer=sgd), step
+    step = make_step(**{"augment": plain, "grad_clip": None, **changes})
+    net = seeded(norm=False, dropout=0.0)
+    return make_state(model=net, optimizer=sgd, rate=lambda step, costs: 0.5), step
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (8, 3), (3, 8, 4)])
@@ -222,11 +130,15 @@ def test_clipping_equals_torchs(largest):
 def test_the_learning_rate_of_all_groups_is_the_schedules_at_the_global_step():
     net = Net()
     groups = [{"params": list(net.layers[0].parameters())}, {"params": net.layers[7].parameters()}]
-    state = make_state(model=net, optimizer=lambda _: torch.optim.AdamW(groups))
     asked: list[int] = []
-    step = make_step(schedule=lambda at: asked.append(at) or 0.001 * (at + 1))
+    state = make_state(
+        model=net,
+        optimizer=lambda _: torch.optim.AdamW(groups),
+        rate=lambda at, costs: asked.append(at) or 0.001 * (at + 1),
+    )
     state.epoch, state.step = 2, 3
-    step(state, [TRAIN], 0)
+    state.history = [{"epoch": 1, "val/loss": 0.5}, {"epoch": 2, "val/loss": 0.4}]
+    make_step()(state, [TRAIN], 0)
     assert asked == [2 * STEPS + 3]
     assert [group["lr"] for group in state.optimizer.param_groups] == [0.001 * 14] * 2
 
@@ -247,7 +159,9 @@ def test_chance_is_named_by_seed_epoch_and_batch():
     def draws(accumulate: int, seed: int = SEED) -> list[float]:
         drawn: list[float] = []
 
-        def augment(images_BCHW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        def augment(
+            images_BCHW: torch.Tensor, random: np.random.Generator, *, size: int
+        ) -> torch.Tensor:
             drawn.append(random.random())
             return images_BCHW
 
@@ -294,7 +208,7 @@ def test_dropout_draws_anew_in_every_batch_and_epoch():
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, CLASSES))
     seen: list[torch.Tensor] = []
     net[2].register_forward_pre_hook(lambda module, args: seen.append(args[0] == 0))
-    step = make_step(augment=lambda images, random: images.float() + 1)
+    step = make_step(augment=lambda images, random, size: images.float() + 1)
     state = make_state(model=net)
     for state.epoch, batch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         step(state, [TRAIN[:4]], batch)
@@ -443,89 +357,12 @@ def test_a_metric_without_a_value_selects_nothing(value, direction):
 # The loop
 
 
-class LossAt(nn.Module):
-    """Cross entropy that does something at its n-th call, counted from 1."""
-
-    def __init__(self, call: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.call, self.change, self.calls = call, change, 0
-
-    def forward(self, logits_BK: torch.Tensor, target_BK: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        loss = F.cross_entropy(logits_BK, target_BK)
-        return self.change(loss) if self.calls == self.call else loss
-
-
 def kill_with(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     def change(loss: torch.Tensor) -> torch.Tensor:
         os.kill(os.getpid(), number)
         return loss
 
     return change
-
-
-def about(**changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"_target_": "net", "backbone": "tiny"},
-        "classes": ["akiec", "bcc", "bkl"],
-        "preprocess": {"image_size": 8},
-        "split_fingerprint": "abc",
-        "software": {"threads": 1, "device": "cpu"},
-        **changes,
-    }
-
-
-def validate(model: nn.Module) -> Record:
-    model.eval()
-    with torch.inference_mode():
-        logits = model(STORE.batch(VAL))
-    return {
-        "val/loss": F.cross_entropy(logits, torch.tensor(LABELS[VAL])).item(),
-        "val/macro_auc": None,
-    }
-
-
-def train(
-    folder: Path,
-    state: TrainState,
-    *,
-    interruption: Interruption | None = None,
-    sinks: Sequence[Callable[[Record], None]] = (),
-    **changes: Any,
-) -> RunCheckpoints:
-    """Run `fit` to its end, resuming if `folder` holds a checkpoint."""
-    folder.mkdir(exist_ok=True)
-    checkpoints = RunCheckpoints(folder=folder, about=about())
-    checkpoints.load_latest(state)
-    step_options = {name: changes.pop(name) for name in ("loss", "augment") if name in changes}
-    options: dict[str, Any] = {
-        "training_step": make_step(**step_options),
-        "train_rows_N": TRAIN,
-        "sampler": UniformSampler(),
-        "validate": validate,
-        "epochs": EPOCHS,
-        "batch_size": BATCH,
-        "accumulate": 1,
-        "seed": SEED,
-        "check_every_steps": 2,
-        "checkpoint_every_steps": None,
-    }
-    with interruption or Interruption() as asked:
-        fit(
-            state,
-            checkpoints=checkpoints,
-            sinks=sinks,
-            interruption=asked,
-            **{**options, **changes},
-        )
-    return checkpoints
-
-
-def without_timing(history: list[Record]) -> list[Record]:
-    return [
-        {name: value for name, value in record.items() if name != "images_per_second"}
-        for record in history
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -886,6 +723,7 @@ def test_without_a_good_checkpoint_nothing_is_resumed(tmp_path):
         ("classes", ["akiec", "bkl", "bcc"]),
         ("model", {"_target_": "net", "backbone": "large"}),
         ("preprocess", {"image_size": 9}),
+        ("metadata", {"columns": ["age"]}),
         ("split_fingerprint", "abd"),
     ],
 )

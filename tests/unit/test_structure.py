@@ -26,18 +26,20 @@ FLOORS = (
     # 0: words and chance
     {"errors", "files", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
-    {"config", "data", "evaluation", "frequency_correction", "run_folder"},
+    {"config", "contradictions", "data", "evaluation", "frequency_correction", "run_folder"},
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "losses", "models", "optim"}
     | {"schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
-    # 4: what wires a command together
-    {"assessment", "command", "experiment"},
-    # 5: the commands
-    {"benchmark", "evaluate", "prepare", "train"},
+    # 4: from a run's config to what it trains with
+    {"recipe"},
+    # 5: what wires a command together
+    {"assessment", "command", "comparison", "experiment"},
+    # 6: the commands
+    {"benchmark", "compare", "evaluate", "prepare", "show_augmentation", "train"},
 )
-COMMANDS = sorted(FLOORS[5])
+COMMANDS = sorted(FLOORS[-1])
 FLOORS_WITHOUT_TORCH = 2
 LONGEST_FILE = 330
 

@@ -1,0 +1,107 @@
+"""Options that cannot hold at once, found in the config, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from dermalyze.errors import DermalyzeError
+
+Node = dict[str, Any]
+
+
+def contradictions(run: Node) -> list[str]:
+    """Return what contradicts itself in a run's config, each with its mend.
+
+    Args:
+        run: the config of a run; checked, plain.
+    """
+    return [*_speed(run), *_averages(run), *_growing_images(run), *_optimizer(run), *_stages(run)]
+
+
+def _speed(run: Node) -> Iterator[str]:
+    training = run["training"]
+    if training["fast_mode"] and training["deterministic"]:
+        yield (
+            "training.fast_mode=true gives up what training.deterministic=true promises. Say "
+            "training.deterministic=false too"
+        )
+    if training["compile"] and training["grad_checkpointing"]:
+        yield (
+            "training.compile=true with training.grad_checkpointing=true: the compiler decides by "
+            "itself what is computed twice. Choose one"
+        )
+
+
+def _averages(run: Node) -> Iterator[str]:
+    training = run["training"]
+    last = training["average_last_epochs"]
+    if last is None:
+        return
+    if last > training["epochs"]:
+        yield (
+            f"training.average_last_epochs={last}: the run has training.epochs="
+            f"{training['epochs']}. Average fewer"
+        )
+    if training["patience"] is not None:
+        yield (
+            f"training.average_last_epochs={last} with training.patience={training['patience']}: "
+            "which epochs are the last is not known where a run may stop early. Say "
+            "training.patience=null"
+        )
+    if run["ema"].get("decay") is not None:
+        yield (
+            f"training.average_last_epochs={last} with ema=on: both average the weights. Choose "
+            "ema=off, or training.average_last_epochs=null"
+        )
+
+
+def _growing_images(run: Node) -> Iterator[str]:
+    training, full = run["training"], run["data"]["image_size"]
+    first, growing = training["first_image_size"], training["growing_epochs"]
+    if (first is None) != (growing == 0):
+        yield (
+            f"training.first_image_size={first} with training.growing_epochs={growing}: growing "
+            "images need both, a first size and the epochs until they have the full one"
+        )
+        return
+    if first is None:
+        return
+    if first > full:
+        yield (
+            f"training.first_image_size={first}: larger than data.image_size={full}, which it "
+            "would grow to"
+        )
+    if growing >= training["epochs"]:
+        yield (
+            f"training.growing_epochs={growing}: of training.epochs={training['epochs']}, at least "
+            "the last must have the full size, by which the model is judged"
+        )
+    if run["augmentation"].get("geometry") is None:
+        yield (
+            f"training.first_image_size={first} with an augmentation without geometry: only its "
+            "warp changes sizes. Choose augmentation=light or a stronger one"
+        )
+
+
+def _optimizer(run: Node) -> Iterator[str]:
+    for key in ("lr", "weight_decay"):
+        if key not in run["optimizer"]:
+            yield (
+                f"optimizer.{key}: missing; schedules, stages and decay need it. Add it to the "
+                "option, as conf/optimizer/adamw.yaml has it"
+            )
+
+
+def _stages(run: Node) -> Iterator[str]:
+    try:
+        instantiate(run["stages"], _convert_="all").lengths(run["training"]["epochs"])
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, DermalyzeError):
+            raise
+        yield str(error.__cause__)
+    except DermalyzeError as error:
+        yield str(error)

@@ -1,0 +1,145 @@
+"""From a checked config to what is trained and how: model, stages, loss, augmentation, averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from dermalyze.augmentation.image_sizes import ImageSizes
+from dermalyze.compute import Precision, seed_network
+from dermalyze.data.batches import ImageStore
+from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.engine.early_stopping import EarlyStopping
+from dermalyze.engine.last_epochs import LastEpochs
+from dermalyze.engine.loop import epoch_windows
+from dermalyze.engine.state import TrainState
+from dermalyze.engine.step import TrainingStep
+from dermalyze.evaluation.metrics import direction
+from dermalyze.optim.schedules import Schedule
+from dermalyze.optim.stages import Stages, stages_of_run
+from dermalyze.randomness import Purpose
+
+Node = dict[str, Any]
+
+
+def build(
+    config: Node,
+    *,
+    store: ImageStore,
+    labels_N: np.ndarray,
+    train_rows_M: np.ndarray,
+    num_classes: int,
+    encoding: MetadataEncoding,
+    precision: Precision,
+) -> tuple[TrainState, TrainingStep]:
+    """Instantiate everything that a run trains with.
+
+    Args:
+        config: checked, plain.
+        store: the images of the table.
+        labels_N: class of each row of the table.
+        train_rows_M: rows of the training part; only their class counts are looked at.
+        num_classes: K.
+        encoding: of the metadata that the model is told.
+        precision: number format, and device, of forward passes.
+
+    Raises:
+        ConfigError: values that do not fit each other or the data.
+    """
+    training: Node = config["training"]
+    model = _model(config, num_classes, encoding, precision.device)
+    steps_per_epoch = len(
+        epoch_windows(
+            train_rows_M, batch_size=training["batch_size"], accumulate=training["accumulate"]
+        )
+    )
+    state = TrainState(
+        model=model,
+        stages=_stages(config, model, steps_per_epoch),
+        ema=instantiate(config["ema"])(model=model),
+        last_epochs=_last_epochs(training, model),
+        scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler),
+        stopping=EarlyStopping(
+            monitor=training["monitor"],
+            direction=direction(training["monitor"]),
+            patience=training["patience"],
+            min_delta=training["min_delta"],
+        ),
+        step_losses_S=torch.zeros(steps_per_epoch, device=precision.device),
+        step_correct_S=torch.zeros(steps_per_epoch, dtype=torch.int64, device=precision.device),
+    )
+    if training["compile"]:  # after the averages were copied from it; they predict uncompiled
+        model.compile()
+    counts = np.bincount(labels_N[train_rows_M], minlength=num_classes).tolist()
+    step = TrainingStep(
+        store=store,
+        labels_N=labels_N,
+        num_classes=num_classes,
+        loss=instantiate(config["loss"], class_counts=counts, _convert_="all"),
+        augment=instantiate(config["augmentation"], _convert_="all"),
+        image_size=image_sizes(config),
+        mixing=instantiate(config["mix"], total_epochs=training["epochs"]),
+        recomputes=training["grad_checkpointing"],
+        precision=precision,
+        grad_clip=training["grad_clip"],
+        seed=training["seed"],
+    )
+    return state, step
+
+
+def image_sizes(config: Node) -> ImageSizes:
+    """Return the size of training images in each epoch."""
+    training, full = config["training"], config["data"]["image_size"]
+    return ImageSizes(
+        first=training["first_image_size"] or full,
+        last=full,
+        growing_epochs=training["growing_epochs"],
+    )
+
+
+def _model(
+    config: Node, num_classes: int, encoding: MetadataEncoding, device: torch.device
+) -> nn.Module:
+    training: Node = config["training"]
+    seed_network(training["seed"], Purpose.INITIALISATION)
+    model: nn.Module = instantiate(
+        config["model"],
+        num_classes=num_classes,
+        input_size=config["data"]["image_size"],
+        unknown_metadata=encoding.unknown,
+        _convert_="all",
+    ).to(device)
+    if training["grad_checkpointing"]:
+        backbone: Any = model.backbone
+        backbone.network.set_grad_checkpointing()
+    return model
+
+
+def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Any]:
+    stages: Stages = instantiate(config["stages"], _convert_="all")
+    make_optimizer: partial[torch.optim.Optimizer] = instantiate(
+        config["optimizer"], _convert_="all"
+    )
+    make_schedule: Callable[..., Schedule] = instantiate(config["scheduler"], _convert_="all")
+    return stages_of_run(
+        stages,
+        model=model,
+        make_optimizer=make_optimizer,
+        make_schedule=make_schedule,
+        epochs=config["training"]["epochs"],
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _last_epochs(training: Node, model: nn.Module) -> LastEpochs | None:
+    if training["average_last_epochs"] is None:
+        return None
+    return LastEpochs(
+        model, epochs=training["average_last_epochs"], total_epochs=training["epochs"]
+    )
