@@ -9,10 +9,11 @@ from typing import Any
 from hydra.utils import instantiate
 
 from dermalyze.data.checksums import checksums
-from dermalyze.data.duplicates import duplicate_pairs, join_lesions, said_across_parts
+from dermalyze.data.duplicates import duplicate_pairs, join_lesions, parted_pairs
 from dermalyze.data.manifest import refuse_changed
+from dermalyze.data.metadata_file import Finding, listed
 from dermalyze.data.split import Split
-from dermalyze.data.table import Finding, LesionTable
+from dermalyze.data.table import LesionTable
 from dermalyze.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,14 @@ def check_parts(table: LesionTable, split: Split, data: Node, *, cache: str) -> 
     if mode == "ignore":  # and so no image is opened before training needs it
         return
     pairs = duplicate_pairs(table, **data["duplicates"], directory=cache)
-    message = said_across_parts(table, split, pairs)
+    message = "\n".join(
+        listed(
+            "pairs of images that show the same and are in two parts of the split, so that the "
+            "model is judged on what it has learned from",
+            "data.merge_duplicates=true joins their lesions before splitting",
+            parted_pairs(table.frame, split, pairs),
+        )
+    )
     if message and mode == "strict":
         raise DataError(f"data.duplicates_across_splits=strict: {message}")
     if message:

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import PIL
 
 from dermalyze.data.audit import Audit, audit
 from dermalyze.data.checksums import checksums
 from dermalyze.data.decode import PreprocessSpec
-from dermalyze.data.metadata_file import listed
 from dermalyze.data.near_duplicates import GREY_SIZE, merge_duplicates
 from dermalyze.data.split import Split
 from dermalyze.data.split_files import PARTS
@@ -125,32 +124,17 @@ def join_lesions(table: LesionTable, pairs: Sequence[tuple[str, str]]) -> Lesion
     return replace(table, frame=frame, findings=(*table.findings, found))
 
 
-def pairs_across_parts(table: LesionTable, split: Split, pairs: Sequence[tuple[str, str]]) -> Pairs:
-    """Return the pairs of which one image is in one part of the split and one in another."""
-    part_of_row = np.full(len(table), -1)
-    for number, part in enumerate(PARTS):
-        part_of_row[split.part(part)] = number
-    part_of = dict(zip(table.frame["image_id"], part_of_row.tolist(), strict=True))
-    return [
-        (first, second)
-        for first, second in pairs
-        if part_of[first] != part_of[second] and min(part_of[first], part_of[second]) >= 0
-    ]
+def parted_pairs(frame: pd.DataFrame, split: Split, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the pairs that a split of `frame` puts into two parts, as `a (train) and b (test)`.
 
-
-def said_across_parts(table: LesionTable, split: Split, pairs: Sequence[tuple[str, str]]) -> str:
-    """Return a message about duplicates in two parts of the split, the empty text for none."""
-    across = pairs_across_parts(table, split, pairs)
+    An image that is in no part is parted from none.
+    """
     part_of = {
-        image_id: part
-        for part in PARTS
-        for image_id in table.frame["image_id"].iloc[split.part(part)]
+        image_id: part for part in PARTS for image_id in frame["image_id"].iloc[split.part(part)]
     }
-    return "\n".join(
-        listed(
-            "pairs of images that show the same and are in two parts of the split, so that the "
-            "model is judged on pictures it has learned from",
-            "data.merge_duplicates=true joins their lesions before splitting",
-            [f"{a} ({part_of[a]}) and {b} ({part_of[b]})" for a, b in across],
-        )
-    )
+    placed = [pair for pair in pairs if part_of.keys() >= set(pair)]
+    return [
+        f"{first} ({part_of[first]}) and {second} ({part_of[second]})"
+        for first, second in placed
+        if part_of[first] != part_of[second]
+    ]

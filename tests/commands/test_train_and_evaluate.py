@@ -170,10 +170,10 @@ def test_evaluate_without_a_checkpoint_says_so(python):
     assert "missing: checkpoint" in missing.stdout
 
 
-def test_only_ham10000_is_downloaded(python):
+def test_what_names_no_downloads_is_not_downloaded(python):
     other = ("data=synthetic", "data.download=true")
     failed = python("-m", "dermalyze.prepare", *other, expect=2)
-    assert "data.download=true fetches HAM10000; data=synthetic is another set" in failed.stdout
+    assert "data.download=true: data=synthetic names nothing to download" in failed.stdout
 
 
 def test_another_data_set_with_one_hot_ground_truth(trained, python, phantoms, tmp_path):

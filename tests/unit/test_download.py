@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.data.download import CITATION, LICENCE, download_files
 from dermalyze.data.manifest import Manifest, read_manifest, verify
 from dermalyze.errors import DataError
+from dermalyze.schema import Preparation, checked
 
 CHUNK = 65536  # what is lost at most when a connection breaks
 _random = random.Random(0)
@@ -366,6 +370,66 @@ def test_the_test_set_goes_into_a_folder_of_its_own(tmp_path: Path, dataverse: D
         **{f"ISIC2018_Task3_Test_Images/{name}": data for name, data in TEST.items()},
         "ISIC2018_Task3_Test_GroundTruth.csv": STORED[6924466],
     }
+
+
+def test_the_record_may_leave_endings_out(tmp_path: Path, dataverse: Dataverse) -> None:
+    files = dataverse.record["data"]["latestVersion"]["files"]
+    files[3:] = [
+        entry(3855824, "ISIC2018_Task3_Test_Images"),
+        entry(6924466, "ISIC2018_Task3_Test_GroundTruth"),
+    ]
+    files[4]["dataFile"]["checksum"]["value"] = md5(CONVERSION)
+    files[4]["dataFile"]["filesize"] = len(CONVERSION)
+    names = ("ISIC2018_Task3_Test_Images.zip", "ISIC2018_Task3_Test_GroundTruth.csv")
+    first = download(tmp_path, dataverse, files=names)
+    assert data_in(tmp_path) == {
+        **{f"ISIC2018_Task3_Test_Images/{name}": data for name, data in TEST.items()},
+        "ISIC2018_Task3_Test_GroundTruth.csv": CONVERSION,
+    }
+    dataverse.asked.clear()
+    assert download(tmp_path, dataverse, files=names) == first
+    assert dataverse.asked == []
+
+
+def composed(command: str, *overrides: str) -> dict[str, Any]:
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return checked(compose(command, list(overrides)), Preparation)
+
+
+def test_the_option_says_which_files_are_fetched_and_they_are_read(
+    tmp_path: Path, dataverse: Dataverse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Dataverse has ISIC 2018: the ground truth in HAM10000's columns, converted to tabs."""
+    truth = (
+        b"lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"
+        b"HAMTEST_1,ISIC_0000090,mel,histo,45,male,back,vidir_modern\n"
+        b"HAMTEST_2,ISIC_0000091,nv,histo,50,female,face,rosendahl\n"
+    )
+    monkeypatch.setitem(STORED, 6924466, truth)
+    dataverse.record = record()
+    root, server = tmp_path / "isic", f"download.server={dataverse.at}"
+    config = composed("prepare", "data=isic2018_test", f"data.root={root}", server)
+    instantiate(config["download"], _convert_="all")
+    assert [path for path, _ in dataverse.asked] == [
+        RECORD_PATH,
+        "/api/access/datafile/3855824",
+        "/api/access/datafile/6924466?format=original",
+    ]
+    table = instantiate(config["data"]["source"], _convert_="all")
+    assert table.frame[["image_id", "lesion_id", "dx"]].to_numpy().tolist() == [
+        ["ISIC_0000090", "HAMTEST_1", "mel"],
+        ["ISIC_0000091", "HAMTEST_2", "nv"],
+    ]
+    assert table.missing_images == ()
+
+
+def test_options_with_nothing_to_download_name_nothing() -> None:
+    own = ("data=folder", "data.root=mine", "data.source.classes=[a,b]")
+    for overrides in (own, ("data=synthetic",)):
+        config = composed("prepare", *overrides)
+        assert config["data"]["downloads"] == config["download"]["files"] == []
+    assert composed("prepare")["download"]["files"] == list(TRAINING)
 
 
 def test_licence_and_citation_are_shown_and_lie_beside_the_data(
