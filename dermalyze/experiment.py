@@ -219,8 +219,9 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
 def load_data(config: Node, device: torch.device) -> RunData:
     """Read the table, split it, and open its images."""
     data, cache = config["data"], config["paths"]["cache"]
+    draw_split = instantiate(data["split"], _convert_="all")  # its sizes are checked before reading
     table = read_table(data, cache=cache)
-    split: Split = instantiate(config["data"]["split"], _convert_="all")(table.frame, table.classes)
+    split: Split = draw_split(table.frame, table.classes)
     check_parts(table, split, data, cache=cache)
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
     columns = config["model"]["metadata"]["columns"]
