@@ -71,9 +71,11 @@ class Split:
     ) -> Split:
         """Return the split that puts row i of `frame` into (*PARTS, UNUSED)[part_of_row[i]]."""
         listed = (*PARTS, UNUSED)
-        rows = (np.flatnonzero(part_of_row == part) for part in range(len(listed)))
-        fingerprint = _fingerprint(frame, np.array(listed)[part_of_row])
-        return cls(*rows, method=method, seed=seed, fingerprint=fingerprint)
+        train, val, test, unused = (
+            np.flatnonzero(part_of_row == part) for part in range(len(listed))
+        )
+        names = np.array(listed)[part_of_row]
+        return cls(train, val, test, unused, method, seed, _fingerprint(frame, names))
 
     def part(self, name: str) -> Rows:
         """Return the rows of 'train', 'val' or 'test'.

@@ -63,15 +63,15 @@ class LeakStudy:
         split = self.by_lesion(frame, classes)
         lesions = Lesions.of(frame, classes)
         part_of_row = np.empty(len(frame), dtype=np.intp)
-        for part, name in enumerate(PARTS):
-            part_of_row[split.part(name)] = part
+        for number, name in enumerate(PARTS):
+            part_of_row[split.part(name)] = number
         # In the order of the ids, so that the order of the table's rows has no say.
         ordered = np.argsort(frame["image_id"].to_numpy(str))
         label, part = lesions.label[lesions.of_row[ordered]], part_of_row[ordered]
         injected = 0
         for number, code in enumerate(classes):
-            rows_of = [ordered[(label == number) & (part == at)] for at in (TRAIN, TEST)]
-            siblings, left_out = self._drawn(*rows_of, lesions.of_row, number)
+            train, test = (ordered[(label == number) & (part == at)] for at in (TRAIN, TEST))
+            siblings, left_out = self._drawn(train, test, lesions.of_row, number)
             if len(siblings) > len(left_out):
                 raise DataError(
                     f"data/split=leak_study: {code} has {len(siblings)} siblings of test images, "

@@ -153,7 +153,9 @@ def _mean_of_ratios(over_BK: Floats, under_BK: Floats) -> Floats:
     ratio_BK = np.divide(over_BK, under_BK, out=np.zeros_like(over_BK), where=defined_BK)
     count_B = defined_BK.sum(axis=1)
     sums_B = ratio_BK.sum(axis=1)
-    return np.divide(sums_B, count_B, out=np.full(len(count_B), np.nan), where=count_B > 0)
+    undefined_B = np.full(len(count_B), np.nan)
+    mean_B: Floats = np.divide(sums_B, count_B, out=undefined_B, where=count_B > 0)
+    return mean_B
 
 
 def _ranked(

@@ -63,7 +63,7 @@ def test_draws_are_a_function_of_the_seed_and_the_lesions_not_of_their_order() -
 def test_each_lesion_is_drawn_once_on_average_as_often_as_chance_has_it() -> None:
     # 10 lesions, 10 of them drawn: each 0, 1, 2, ... times as the binomial has it. 20,000 draws
     # know each share to 0.0035 (standard error).
-    weights_DN = lesion_weights(np.arange(10).astype(str), draws=5000, seed=0)
+    weights_DN = lesion_weights(np.arange(10).astype(str), draws=20_000, seed=0)
     for times in range(4):
         expected = stats.binom.pmf(times, 10, 0.1)
         np.testing.assert_allclose((weights_DN == times).mean(axis=0), expected, atol=0.017)
