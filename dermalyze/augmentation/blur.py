@@ -36,6 +36,7 @@ class Blur:
     """
 
     columns: ClassVar[int] = 2
+    own_columns: ClassVar[int] = 0
 
     def __init__(self, *, probability: float, kernel_size: int, sigma: tuple[float, float]) -> None:
         place = "augmentation.blur"

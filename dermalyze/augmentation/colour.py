@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue of a whole batch, as one affine map per image."""
+"""The colours of a whole batch, as a lamp, a camera and its settings change them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dermalyze.augmentation.canvas import on_device
 from dermalyze.config import raise_problems
 
 LARGEST_HUE = 0.1
+LARGEST_WHITE_BALANCE = 0.3
 
 # RGB to YIQ (luma and two axes of chroma) of NTSC, SMPTE 170M, in four digits. The first row is
 # the luma of Rec. 601 and sums to 1, the others sum to 0: grey has no chroma. (torchvision writes
@@ -28,37 +30,61 @@ LUMA = YIQ_OF_RGB[0]
 
 @dataclass(frozen=True)
 class ColourParameters:
-    """How each of B images is recoloured: three factors, and hue in turns of the colour circle."""
+    """How each of B images is recoloured.
+
+    Attributes:
+        brightness_B, contrast_B, saturation_B: factors.
+        hue_B: turns of the colour circle.
+        gains_B3: factors of red, green and blue.
+        gammas_B: powers of the colour in [0, 1].
+    """
 
     brightness_B: np.ndarray
     contrast_B: np.ndarray
     saturation_B: np.ndarray
     hue_B: np.ndarray
+    gains_B3: np.ndarray
+    gammas_B: np.ndarray
 
 
 class Colour:
-    """Brightness, contrast, saturation and hue, in this order.
+    """White balance, brightness, contrast, saturation, hue and gamma, in this order.
 
-    The first three mean what torchvision's `adjust_brightness`, `adjust_contrast` and
-    `adjust_saturation` mean. Hue turns the chroma in YIQ space: the linear approximation of a
-    turn of HSV's hue, but keeping the luma, where HSV keeps the largest channel. All four are
+    Brightness, contrast and saturation mean what torchvision's `adjust_brightness`,
+    `adjust_contrast` and `adjust_saturation` mean. Hue turns the chroma in YIQ space: the linear
+    approximation of a turn of HSV's hue, but keeping the luma, where HSV keeps the largest channel.
+    White balance multiplies red and blue, as a camera set for another lamp does. These five are
     affine in the colour, so they are composed before any pixel is touched, and values are clamped
-    once, at the end, where torchvision clamps after each of them.
+    once, where torchvision clamps after each of them.
+
+    Gamma is no affine map. It comes last, after the clamp, as the curve of a camera comes after its
+    gains: a colour x in [0, 1] becomes x^gamma. Where it is off, no pixel is touched for it.
 
     Args:
         brightness: the factor is uniform in 1 +- brightness.
         contrast: the factor is uniform in 1 +- contrast; about the image's mean grey.
         saturation: the factor is uniform in 1 +- saturation; 0 would be grey.
         hue: turns of the colour circle, at most 0.1; the turn is uniform in +-hue.
+        white_balance: the factors of red and of blue are each log-uniform from 1 / (1 +
+            white_balance) to 1 + white_balance; at most 0.3.
+        gamma: the power is log-uniform from 1 / (1 + gamma) to 1 + gamma.
 
     Raises:
         ConfigError: a value out of its range; all of them are named.
     """
 
     columns: ClassVar[int] = 4
+    own_columns: ClassVar[int] = 3
 
     def __init__(
-        self, *, brightness: float, contrast: float, saturation: float, hue: float
+        self,
+        *,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        white_balance: float,
+        gamma: float,
     ) -> None:
         place = "augmentation.colour"
         factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
@@ -74,17 +100,31 @@ class Colour:
                 f"evidence in dermoscopy: {LARGEST_HUE} already turns some skin violet or olive, "
                 "and more changes what a lesion looks like; use a smaller turn"
             )
+        if not 0 <= white_balance <= LARGEST_WHITE_BALANCE:
+            problems.append(
+                f"{place}.white_balance={white_balance}: between 0 and {LARGEST_WHITE_BALANCE} are "
+                "needed; cameras differ by less, and colour is evidence in dermoscopy"
+            )
+        if not 0 <= gamma <= 1:
+            problems.append(
+                f"{place}.gamma={gamma}: a number between 0 and 1 is needed; the power is drawn "
+                "from 1 / (1 + gamma) to 1 + gamma, and 0 turns it off"
+            )
         raise_problems(problems)
         self.ranges = np.array([brightness, contrast, saturation, hue])
+        self.log_powers = np.log1p([white_balance, white_balance, gamma])
 
     def parameters(self, uniform_BP: np.ndarray) -> ColourParameters:
-        """Turn uniforms in [0, 1), `columns` for each image, into what happens to the image."""
-        change_BP = self.ranges * (2 * uniform_BP - 1)
+        """Turn uniforms in [0, 1), a row an image, into what happens to the image."""
+        change_BP = self.ranges * (2 * uniform_BP[:, :4] - 1)
+        red_B, blue_B, gamma_B = np.exp(self.log_powers * (2 * uniform_BP[:, 4:] - 1)).T
         return ColourParameters(
             brightness_B=1 + change_BP[:, 0],
             contrast_B=1 + change_BP[:, 1],
             saturation_B=1 + change_BP[:, 2],
             hue_B=change_BP[:, 3],
+            gains_B3=np.stack([red_B, np.ones_like(red_B), blue_B], axis=1),
+            gammas_B=gamma_B,
         )
 
     def apply(self, images_BCHW: Tensor, parameters: ColourParameters) -> Tensor:
@@ -93,14 +133,15 @@ class Colour:
         Its channels lie last in memory, whatever those of the input do: the product costs hardly
         more that way, and convolutions are spared a copy.
         """
-        maps = torch.from_numpy(colour_maps(parameters).astype(np.float32)).to(
-            images_BCHW.device, non_blocking=images_BCHW.is_cuda
-        )
+        maps = on_device(colour_maps(parameters), images_BCHW)
         linear_B33, grey_B3 = maps[:, :3], maps[:, 3]
         pixels_BCN = images_BCHW.flatten(2)
         offset_B = (grey_B3 * pixels_BCN.mean(dim=2)).sum(dim=1)
         recoloured_BNC = torch.bmm(pixels_BCN.transpose(1, 2), linear_B33)
         recoloured_BNC.add_(offset_B[:, None, None]).clamp_(0, 255)
+        if np.any(parameters.gammas_B != 1):
+            gammas_B11 = on_device(parameters.gammas_B, images_BCHW)[:, None, None]
+            recoloured_BNC.div_(255).pow_(gammas_B11).mul_(255)
         return recoloured_BNC.transpose(1, 2).view(images_BCHW.shape)
 
 
@@ -108,12 +149,13 @@ def colour_maps(parameters: ColourParameters) -> np.ndarray:
     """Return maps_B43, by which a colour x (a row of red, green, blue) becomes x L + (m . g) 1.
 
     L is rows 0 to 2 of a map and g is row 3; m is the image's mean colour. With brightness b,
-    contrast c, saturation s and hue h (1 a row of ones, w the luma's weights):
+    contrast c, saturation s and hue h (1 a row of ones, w the luma's weights), after the gains d of
+    the channels, D their diagonal matrix:
 
-        x -> b x -> c x + (1 - c) (b m . w) 1 -> s x + (1 - s) (x . w) 1 -> x H(h)
+        x -> x D -> b x -> c x + (1 - c) (b m D . w) 1 -> s x + (1 - s) (x . w) 1 -> x H(h)
 
     Saturation and hue leave grey as it is, so contrast's share of grey passes them unchanged:
-    g = (1 - c) b w, and L = b c (s I + (1 - s) w^T 1) H(h). H goes to YIQ, turns I and Q, and
+    g = (1 - c) b D w, and L = b c D (s I + (1 - s) w^T 1) H(h). H goes to YIQ, turns I and Q, and
     goes back.
     """
     brightness_B, contrast_B = parameters.brightness_B, parameters.contrast_B
@@ -121,7 +163,9 @@ def colour_maps(parameters: ColourParameters) -> np.ndarray:
     saturate_B33 = saturation_B11 * np.eye(3) + (1 - saturation_B11) * LUMA[:, None]
     linear_B33 = saturate_B33 @ hue_matrices(parameters.hue_B)
     linear_B33 *= (brightness_B * contrast_B)[:, None, None]
+    linear_B33 *= parameters.gains_B3[:, :, None]
     grey_B13 = ((1 - contrast_B) * brightness_B)[:, None, None] * LUMA
+    grey_B13 *= parameters.gains_B3[:, None]
     return np.concatenate([linear_B33, grey_B13], axis=1)
 
 

@@ -49,6 +49,7 @@ class Cutout:
     """
 
     columns: ClassVar[int] = 5
+    own_columns: ClassVar[int] = 0
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The augmentation of training batches: warp, colour, blur and cutout, in this order."""
+"""The augmentation of training batches: warp, artefacts, colour, field, blur and cutout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ import torch
 from torch import Tensor
 
 from dermalyze.augmentation.blur import Blur
+from dermalyze.augmentation.bubbles import Bubbles
 from dermalyze.augmentation.colour import Colour
+from dermalyze.augmentation.field import Field
 from dermalyze.augmentation.geometry import Geometry
+from dermalyze.augmentation.hair import Hair
+from dermalyze.augmentation.light import Light
 from dermalyze.augmentation.occlusion import Cutout
+from dermalyze.augmentation.ruler import Ruler
+from dermalyze.errors import ConfigError
+
+# The columns that each of these has in the row of uniforms that they share.
+SHARED_COLUMNS = {
+    "geometry": Geometry.columns,
+    "colour": Colour.columns,
+    "blur": Blur.columns,
+    "cutout": Cutout.columns,
+}
+# Which stream of its own each part draws from. A new part is added at the end, and nothing is ever
+# moved, so that what the others draw, and with it every earlier run, stays as it was.
+STREAMS = ("geometry", "colour", "blur", "cutout", "hair", "ruler", "bubbles", "light", "field")
 
 
 class BatchAugmentation:
@@ -19,54 +36,92 @@ class BatchAugmentation:
 
     What happens to an image is drawn on the host, so nothing waits for the device. One row of
     uniforms belongs to each position in the batch, with fixed columns for each part, whether the
-    part is used or not. So an image's changes depend on the generator and on its position alone:
-    not on the size of the batch, and those of one part not on which other parts are used.
+    part is used or not; a part that needs more has a stream of its own, again with a row for each
+    position. So an image's changes depend on the generator and on its position alone: not on the
+    size of the batch, and those of one part not on which other parts are used.
+
+    The parts act in the order in which light meets them: skin, what lies on it, the lamp, the
+    camera's settings. The round field comes after these, since where no light arrives a camera
+    shows black whatever its settings; blur and cutout come last.
 
     Args:
-        geometry, colour, blur, cutout: the parts; None leaves a part out.
+        geometry, hair, ruler, bubbles, light, colour, field, blur, cutout: the parts, in their
+            order; None leaves a part out.
     """
-
-    columns = Geometry.columns + Colour.columns + Blur.columns + Cutout.columns
 
     def __init__(
         self,
         *,
         geometry: Geometry | None,
+        hair: Hair | None,
+        ruler: Ruler | None,
+        bubbles: Bubbles | None,
+        light: Light | None,
         colour: Colour | None,
+        field: Field | None,
         blur: Blur | None,
         cutout: Cutout | None,
     ) -> None:
         self.geometry = geometry
-        self.colour = colour
-        self.blur = blur
-        self.cutout = cutout
+        self.parts: dict[str, Any] = {
+            "geometry": geometry,
+            "hair": hair,
+            "ruler": ruler,
+            "bubbles": bubbles,
+            "light": light,
+            "colour": colour,
+            "field": field,
+            "blur": blur,
+            "cutout": cutout,
+        }
 
-    def __call__(self, images_BCHW: Tensor, random: np.random.Generator) -> Tensor:
-        """Return augmented copies of RGB images.
+    def __call__(self, images_BCHW: Tensor, random: np.random.Generator, *, size: int) -> Tensor:
+        """Return augmented copies of RGB images, `size` x `size` pixels.
+
+        The warp takes them out of the pictures it is given, which may be larger, and the other
+        parts work on the result: their pixels are those of `size`.
 
         Args:
             images_BCHW: uint8, of any memory format; not changed.
-            random: fresh for each batch; advanced by `columns` uniforms for each image.
+            random: fresh for each batch; advanced by a row for each image, and by a child of its
+                seed sequence for each part.
+            size: side of the result in pixels.
 
         Returns:
             float32 in [0, 255] (up to rounding) on the same device; without any part, the images
             themselves.
+
+        Raises:
+            ConfigError: without geometry nothing can bring images of another size to `size`.
         """
+        if self.geometry is None and images_BCHW.shape[2:] != (size, size):
+            raise ConfigError(
+                f"augmentation.geometry=null: images of {tuple(images_BCHW.shape[2:])} pixels are "
+                f"wanted at {size}, and only the warp changes sizes. Choose an augmentation with "
+                "geometry, or data.cache_size=null."
+            )
         drawn = self.parameters(len(images_BCHW), random)
         if not drawn:
             return images_BCHW
         images = images_BCHW.to(torch.float32, copy=True)
         for part, parameters in drawn:
-            images = part.apply(images, parameters)
+            if isinstance(part, Geometry):
+                images = part.apply(images, parameters, (size, size))
+            else:
+                images = part.apply(images, parameters)
         return images
 
     def parameters(self, batch_size: int, random: np.random.Generator) -> list[tuple[Any, Any]]:
         """Draw for a batch: the parts in use, in order, each with its parameters."""
-        parts = (self.geometry, self.colour, self.blur, self.cutout)
-        first_columns = np.cumsum([Geometry.columns, Colour.columns, Blur.columns])
-        uniforms = np.split(random.random((batch_size, self.columns)), first_columns, axis=1)
-        return [
-            (part, part.parameters(uniform_BP))
-            for part, uniform_BP in zip(parts, uniforms, strict=True)
-            if part is not None
-        ]
+        ends = np.cumsum(list(SHARED_COLUMNS.values()))
+        shared = np.split(random.random((batch_size, ends[-1])), ends[:-1], axis=1)
+        share_of = dict(zip(SHARED_COLUMNS, shared, strict=True))
+        stream_of = dict(zip(STREAMS, random.spawn(len(STREAMS)), strict=True))
+        drawn = []
+        for name, part in self.parts.items():
+            if part is None:
+                continue
+            own_BP = stream_of[name].random((batch_size, part.own_columns))
+            uniforms = [share_of[name], own_BP] if name in share_of else [own_BP]
+            drawn.append((part, part.parameters(np.concatenate(uniforms, axis=1))))
+        return drawn
