@@ -92,26 +92,46 @@ def set_threads(threads: int | None) -> int:
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Within this context, let torch refuse operations that may differ between two runs."""
+def numerics(*, deterministic: bool, fast: bool) -> Iterator[None]:
+    """Within this context, torch computes repeatably, or fast, or as it does by itself.
+
+    Args:
+        deterministic: refuse operations that may differ between two runs.
+        fast: on CUDA, TF32 in float32 products, and the fastest of cuDNN's kernels by trial.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    if wanted:
+    products = torch.get_float32_matmul_precision()
+    if deterministic:
         # cuBLAS reads this when its handle is made, so it is set before the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(deterministic)
     # Torch would also fill every new tensor with NaN, to show reads of what was never written.
     # That is for hunting bugs in kernels and costs time in every step.
     checks: Any = torch.utils.deterministic
     fill = checks.fill_uninitialized_memory
     checks.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.benchmark = fast
+    if fast:
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         checks.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(products)
+
+
+def memory_format(channels_last: bool | str, device: torch.device) -> torch.memory_format:
+    """Return the memory format for `training.channels_last`.
+
+    `auto` puts channels last on the CPU and on CUDA, whose convolutions are faster that way, and
+    not on MPS.
+    """
+    if channels_last == "auto":
+        channels_last = device.type != "mps"
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def seed_network(seed: int, purpose: Purpose, *time: int) -> None:

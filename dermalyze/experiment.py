@@ -17,7 +17,7 @@ from dermalyze.checkpoint_file import BEST, remove_leftovers
 from dermalyze.compute import (
     choose_device,
     choose_precision,
-    deterministic_algorithms,
+    numerics,
     set_threads,
 )
 from dermalyze.data.batches import ImageStore, open_store
@@ -72,12 +72,14 @@ class Outcome:
 class RunData:
     """The images of a run, the table they come with, who is in which part, and what a model is told.
 
-    `encoding` is fitted on the training part.
+    `encoding` is fitted on the training part. `training_store` holds the same rows as `store`, as
+    training sees them: at `data.cache_size`.
     """
 
     table: LesionTable
     split: Split
     store: ImageStore
+    training_store: ImageStore
     preprocess: PreprocessSpec
     encoding: MetadataEncoding
 
@@ -116,7 +118,7 @@ def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
         if not resume:
             save_config(cfg, folder)
             write_json(folder / ORIGIN, origin())
-        with deterministic_algorithms(training["deterministic"]):
+        with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
             return _train(cfg, config, folder, interruption)
 
 
@@ -151,7 +153,7 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
         config = {**config, "model": _rebuildable(config["model"])}
     state, step = build(
         config,
-        store=data.store,
+        store=data.training_store,
         labels_N=data.table.labels,
         train_rows_M=data.split.train,
         num_classes=len(data.table.classes),
@@ -226,7 +228,11 @@ def load_data(config: Node, device: torch.device) -> RunData:
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
     columns = config["model"]["metadata"]["columns"]
     encoding = fit_encoding(table.frame.iloc[split.train], columns)
-    store = open_store(table, preprocess, config["paths"]["cache"], device, encoding=encoding)
+    folder = config["paths"]["cache"]
+    store = training_store = open_store(table, preprocess, folder, device, encoding=encoding)
+    if data["cache_size"] not in (None, preprocess.image_size):
+        stored = PreprocessSpec(image_size=data["cache_size"])
+        training_store = open_store(table, stored, folder, device, encoding=encoding)
     logger.info(
         "data: %s, %d images: %d train, %d val, %d test, %d in no part (split %s)",
         table.name,
@@ -237,7 +243,7 @@ def load_data(config: Node, device: torch.device) -> RunData:
         len(split.unused),
         split.fingerprint[:12],
     )
-    return RunData(table, split, store, preprocess, encoding)
+    return RunData(table, split, store, training_store, preprocess, encoding)
 
 
 def _leaks(data: RunData) -> str:

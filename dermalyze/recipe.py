@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from dermalyze.augmentation.image_sizes import ImageSizes
-from dermalyze.compute import Precision, seed_network
+from dermalyze.compute import Precision, memory_format, seed_network
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.engine.early_stopping import EarlyStopping
@@ -108,17 +108,18 @@ def _model(
 ) -> nn.Module:
     training: Node = config["training"]
     seed_network(training["seed"], Purpose.INITIALISATION)
-    model: nn.Module = instantiate(
+    model: Any = instantiate(
         config["model"],
         num_classes=num_classes,
         input_size=config["data"]["image_size"],
         unknown_metadata=encoding.unknown,
         _convert_="all",
     ).to(device)
+    model.lay_out(memory_format(training["channels_last"], device))
     if training["grad_checkpointing"]:
-        backbone: Any = model.backbone
-        backbone.network.set_grad_checkpointing()
-    return model
+        model.backbone.network.set_grad_checkpointing()
+    built: nn.Module = model
+    return built
 
 
 def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Any]:

@@ -38,6 +38,8 @@ class Classifier(nn.Module):
         for name, values in (("mean", backbone.mean), ("std", backbone.std)):
             tensor = torch.tensor(values).reshape(1, 3, 1, 1) * 255.0
             self.register_buffer(name, tensor, persistent=False)
+        # Images arrive with their channels last; weights in the same format spare a copy a layer.
+        self.lay_out(torch.channels_last)
 
     def forward(
         self, images_BCHW: torch.Tensor, metadata_BM: torch.Tensor | None = None
@@ -47,17 +49,26 @@ class Classifier(nn.Module):
         metadata_BM are the numbers of `dermalyze.data.metadata_features`; None: a model that takes
         metadata predicts as it does where nothing is known of an image.
         """
-        logits: torch.Tensor = self.head(self.features(images_BCHW, metadata_BM))
-        return logits
+        return self.classify(self.feature_map(images_BCHW), metadata_BM)
 
-    def features(
-        self, images_BCHW: torch.Tensor, metadata_BM: torch.Tensor | None = None
+    def feature_map(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's features_BCHW for images as `forward` takes them."""
+        images_BCHW = images_BCHW.to(torch.float32, memory_format=self.memory_format)
+        balanced_BCHW = self.white_balanced(images_BCHW)
+        features_BCHW: torch.Tensor = self.backbone((balanced_BCHW - self.mean) / self.std)
+        return features_BCHW
+
+    def classify(
+        self, features_BCHW: torch.Tensor, metadata_BM: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the features_BCHW, fused with metadata, which heads and explanations look at."""
-        balanced_BCHW = self.white_balanced(images_BCHW.float())
-        features_BCHW = self.backbone((balanced_BCHW - self.mean) / self.std)
-        fused_BCHW: torch.Tensor = self.metadata(features_BCHW, metadata_BM)
-        return fused_BCHW
+        """Return logits_BK for the backbone's features_BCHW, fused with metadata."""
+        logits_BK: torch.Tensor = self.head(self.metadata(features_BCHW, metadata_BM))
+        return logits_BK
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Keep weights, and images on their way through, in a memory format of torch."""
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
 
 def build_classifier(
@@ -96,6 +107,4 @@ def build_classifier(
     )
     fusion = metadata(in_features=body.out_channels, unknown_metadata=unknown_metadata)
     top = head(in_features=fusion.out_channels, num_classes=num_classes)
-    model = Classifier(backbone=body, metadata=fusion, head=top, colour_constancy=colour_constancy)
-    # Images arrive with their channels last; weights in the same format spare a copy per layer.
-    return model.to(memory_format=torch.channels_last)
+    return Classifier(backbone=body, metadata=fusion, head=top, colour_constancy=colour_constancy)

@@ -300,9 +300,10 @@ def test_a_model_with_metadata_predicts_without(name: str) -> None:
         assert torch.equal(without, model(IMAGES, torch.tensor([UNKNOWN_M] * 4)))
         with_BK = model(IMAGES, metadata_BM)
         pixels_BCHW = model.backbone((IMAGES.float() - model.mean) / model.std)
-        expected = model.metadata(pixels_BCHW, metadata_BM)
-        assert torch.equal(model.features(IMAGES, metadata_BM), expected)
-        assert torch.equal(with_BK, model.head(expected))
+        assert torch.equal(model.feature_map(IMAGES), pixels_BCHW)
+        expected = model.head(model.metadata(pixels_BCHW, metadata_BM))
+        assert torch.equal(model.classify(pixels_BCHW, metadata_BM), expected)
+        assert torch.equal(with_BK, expected)
     assert not torch.allclose(with_BK, without)
 
 

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from small_training import make_state
 
 from dermalyze.checkpoint_file import BEST, LATEST, read_checkpoint, write_checkpoint
+from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR
+from dermalyze.data.batches import ImageStore
 from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.engine.checkpoints import RunCheckpoints
-from dermalyze.engine.early_stopping import EarlyStopping
-from dermalyze.engine.state import TrainState
 from dermalyze.errors import CheckpointError, DataError
+from dermalyze.inference.forward import predict_probabilities
 from dermalyze.inference.loading import best_checkpoint, load_model
 from dermalyze.models.classifier import Classifier
 from dermalyze.models.colour_constancy import shades_of_grey
@@ -24,16 +30,25 @@ CPU = torch.device("cpu")
 SIZE = 64
 CLASSES = ["bcc", "mel", "nv"]
 HEADS = sorted((CONF_DIR / "model" / "head").glob("*.yaml"))
+NO_METADATA = CONF_DIR / "model" / "metadata" / "none.yaml"
+PIXELS_ALONE = MetadataEncoding(columns=(), age=(0.0, 1.0), categories={})
+TOLD = MetadataEncoding(
+    columns=("age", "sex", "localization"),
+    age=(50.0, 10.0),
+    categories={"sex": ("female", "male"), "localization": ("back", "face")},
+)
+FUSIONS = sorted({*NO_METADATA.parent.glob("*.yaml")} - {NO_METADATA})
 
 
-def description(head: Path = HEADS[0]) -> dict[str, Any]:
-    """Return the model part of a header, as a run of `model/head=...` writes it."""
+def description(head: Path = HEADS[0], metadata: Path = NO_METADATA) -> dict[str, Any]:
+    """Return the model part of a header, as a run with these options writes it."""
     return {
         "_target_": "dermalyze.models.classifier.build_classifier",
         "backbone": "test_resnet",
         "pretrained": False,
         "weights_file": None,
         "colour_constancy": "none",
+        "metadata": OmegaConf.to_container(OmegaConf.load(metadata)),
         "head": OmegaConf.to_container(OmegaConf.load(head)),
     }
 
@@ -44,17 +59,22 @@ def header(model: object = None, **changes: Any) -> dict[str, Any]:
         "model": description() if model is None else model,
         "classes": CLASSES,
         "preprocess": PreprocessSpec(image_size=SIZE).as_dict(),
+        "metadata": PIXELS_ALONE.as_dict(),
         "train_lesions": ["HAM_1", "HAM_2"],
         "val_lesions": ["HAM_3"],
         **changes,
     }
 
 
-def trained(model: dict[str, Any]) -> Classifier:
+def trained(model: dict[str, Any], encoding: MetadataEncoding = PIXELS_ALONE) -> Classifier:
     """Build a model with weights and statistics of its own."""
     torch.manual_seed(4)
     network: Classifier = instantiate(
-        model, num_classes=len(CLASSES), input_size=SIZE, _convert_="all"
+        model,
+        num_classes=len(CLASSES),
+        input_size=SIZE,
+        unknown_metadata=encoding.unknown,
+        _convert_="all",
     )
     for tensor in network.state_dict().values():
         if tensor.dtype.is_floating_point:
@@ -70,18 +90,10 @@ IMAGES = torch.randint(
 @pytest.mark.parametrize("head", HEADS, ids=lambda path: path.stem)
 def test_a_saved_best_model_gives_equal_logits(tmp_path, head):
     network = trained(description(head))
-    state = TrainState(
-        model=network,
-        optimizer=torch.optim.SGD(network.parameters()),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        stopping=EarlyStopping(monitor="val/loss", direction="min", patience=None, min_delta=0.0),
-        step_losses_S=torch.zeros(1),
-        step_correct_S=torch.zeros(1, dtype=torch.int64),
-    )
+    state = make_state(model=network)
+    state.best_record = {"epoch": 3, "val/loss": 0.5, "train/loss": 0.1}
     about = {key: value for key, value in header(description(head)).items() if key != "kind"}
-    RunCheckpoints(folder=tmp_path, about=about).save_best(
-        state, {"epoch": 3, "val/loss": 0.5, "train/loss": 0.1}
-    )
+    RunCheckpoints(folder=tmp_path, about=about).save_best(state, network, "raw")
 
     torch.manual_seed(5)
     loaded = load_model(best_checkpoint(str(tmp_path)), CPU)
@@ -97,6 +109,60 @@ def test_a_saved_best_model_gives_equal_logits(tmp_path, head):
     assert loaded.path == tmp_path / BEST
 
 
+@pytest.mark.parametrize("fusion", FUSIONS, ids=lambda path: path.stem)
+def test_a_saved_model_with_metadata_gives_equal_probabilities(path, fusion):
+    """On images of which all, some and nothing is known, through the one forward path."""
+    network = trained(description(metadata=fusion), TOLD).eval()
+    model = description(metadata=fusion)
+    write_checkpoint(path, network.state_dict(), header(model, metadata=TOLD.as_dict()))
+    loaded = load_model(path, CPU)
+    assert loaded.encoding == TOLD
+    frame = pd.DataFrame(
+        {
+            "age": [40.0, np.nan, 75.0, np.nan],
+            "sex": ["male", "female", "unknown", "unknown"],
+            "localization": ["back", "ear", "face", "unknown"],
+        }
+    )
+
+    def probabilities(model: torch.nn.Module, metadata_NM: np.ndarray | None) -> np.ndarray:
+        store = ImageStore(
+            images_NHWC=IMAGES.permute(0, 2, 3, 1).contiguous().numpy(),
+            image_ids=list("abcd"),
+            device=CPU,
+            metadata_NM=metadata_NM,
+        )
+        rows = np.array([2, 0, 3, 1])
+        precision = Precision(CPU, None)
+        return predict_probabilities(model, store, rows, batch_size=3, precision=precision)
+
+    told = probabilities(loaded.model, loaded.encoding.numbers(frame))
+    assert np.array_equal(told, probabilities(network, TOLD.numbers(frame)))
+    without = probabilities(loaded.model, None)
+    nothing = frame.assign(age=np.nan, sex="unknown", localization="unknown")
+    assert np.array_equal(without, probabilities(loaded.model, TOLD.numbers(nothing)))
+    assert np.array_equal(told[2], without[2])  # of this image nothing is known anyhow
+    assert np.abs(told - without).max(axis=1)[[0, 1, 3]].min() > 1e-4
+
+
+def test_an_encoding_of_other_columns_than_the_models_is_refused(path):
+    model, weights = description(metadata=FUSIONS[0]), trained(description())
+    for metadata in (PIXELS_ALONE, replace(TOLD, columns=("sex", "age", "localization"))):
+        write_checkpoint(path, weights.state_dict(), header(model, metadata=metadata.as_dict()))
+        with pytest.raises(CheckpointError, match=r"columns=\['age', 'sex', 'localization'\]: "):
+            load_model(path, CPU)
+    write_checkpoint(path, weights.state_dict(), header(metadata=TOLD.as_dict()))
+    with pytest.raises(CheckpointError, match="this model takes no metadata"):
+        load_model(path, CPU)
+
+
+def test_an_encoding_that_leaks_the_label_is_refused(path):
+    leaky = TOLD.as_dict() | {"columns": ["age", "sex", "dx_type"]}
+    write_checkpoint(path, trained(description()).state_dict(), header(metadata=leaky))
+    with pytest.raises(DataError, match=r"metadata encoding .*dx_type"):
+        load_model(path, CPU)
+
+
 def test_colour_constancy_cannot_be_forgotten(path: Path) -> None:
     """The header alone decides; the weights are the same."""
     weights, reddish = trained(description()).eval(), IMAGES.clone()
@@ -106,9 +172,9 @@ def test_colour_constancy_cannot_be_forgotten(path: Path) -> None:
         for method in ("none", "shades_of_grey"):
             model = description() | {"colour_constancy": method}
             write_checkpoint(path, weights.state_dict(), header(model))
-            features[method] = load_model(path, CPU).model.features(reddish)
-        balanced = weights.features(shades_of_grey(reddish.float()))
-        assert torch.equal(features["none"], weights.features(reddish))
+            features[method] = load_model(path, CPU).model.feature_map(reddish)
+        balanced = weights.feature_map(shades_of_grey(reddish.float()))
+        assert torch.equal(features["none"], weights.feature_map(reddish))
         torch.testing.assert_close(features["shades_of_grey"], balanced)
     assert (features["none"] - balanced).abs().max() > 0.1
 
@@ -132,13 +198,16 @@ def harmful(target: object, file: Path) -> list[dict[str, Any]]:
     """Return descriptions that ask to run `target` on `file`, at every place there is."""
     call = {"_target_": target, "_args_": [f"touch {file}"]}
     top = {**description(), **call}
+    metadata = {**description(), "metadata": call}
+    fusion = description(metadata=FUSIONS[0])
+    fusion["metadata"]["fusion"] = {**call, "_partial_": True}
     head = {**description(), "head": call}
     partial_head = {**description(), "head": {**call, "_partial_": True}}
     below_head, in_list, as_name = description(), description(), description()
     below_head["head"]["dropout"] = call
     in_list["head"]["hidden"] = [16, [call]]
     as_name["backbone"] = {"name": call}
-    return [top, head, partial_head, below_head, in_list, as_name]
+    return [top, metadata, fusion, head, partial_head, below_head, in_list, as_name]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +248,7 @@ def test_the_refusal_names_the_place_and_the_options(path):
     why = refused(path, header(model))
     assert "model.head.hidden[0]._target_=os.system" in why
     assert "dermalyze.models.heads.acrnn.AcrnnHead" in why
+    assert "dermalyze.models.metadata.film.Film" in why
 
 
 @pytest.mark.parametrize(
@@ -218,12 +288,15 @@ def test_a_header_without_a_model_is_refused(path, model):
     assert "describes no model" in refused(path, header(model))
 
 
-@pytest.mark.parametrize("missing", ["model", "classes", "preprocess"])
+@pytest.mark.parametrize("missing", ["model", "classes", "preprocess", "metadata"])
 def test_an_incomplete_header_is_refused(path, missing):
     changed = header()
     del changed[missing]
     assert f"header is incomplete (KeyError('{missing}'))" in refused(path, changed)
-    if missing != "model":
+    if missing == "metadata":
+        with pytest.raises(DataError, match="metadata encoding None"):
+            refused(path, header(metadata=None))
+    elif missing != "model":
         assert "header is incomplete (TypeError" in refused(path, header(**{missing: None}))
 
 

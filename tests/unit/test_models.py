@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from torch import nn
 from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.data.batches import ImageStore
-from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import ConfigError
-from dermalyze.experiment import RunData, build
 from dermalyze.models.backbone import Backbone
 from dermalyze.models.classifier import Classifier, build_classifier
 from dermalyze.models.heads.acrnn import AcrnnHead
 from dermalyze.models.heads.simple import SimpleHead
+from dermalyze.models.metadata.none import NoMetadata
+from dermalyze.recipe import build
 from dermalyze.schema import checked_run
 from dermalyze.taxonomy import HAM10000_CODES
 
@@ -47,9 +48,11 @@ def classifier(name: str = "test_resnet", *, input_size: int = 32, classes: int 
         pretrained=False,
         weights_file=None,
         colour_constancy="none",
+        metadata=partial(NoMetadata, columns=()),
         head=linear_head,
         num_classes=classes,
         input_size=input_size,
+        unknown_metadata={},
     )
 
 
@@ -81,7 +84,7 @@ def test_normalisation_is_the_backbones_and_is_done_once():
     std = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
     with torch.inference_mode():
         expected = model.backbone((images / 255 - mean) / std)
-        torch.testing.assert_close(model.features(images), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.feature_map(images), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(model(images), model.head(expected), rtol=0, atol=1e-5)
 
 
@@ -302,7 +305,7 @@ def test_biases_and_norms_are_not_decayed(name, head):
     config = checked_run(
         composed("model=timm", f"model.backbone={name}", "model.pretrained=false", head=head)
     )
-    state, _ = build(config, run_data(image_size=32), Precision(torch.device("cpu"), None))
+    state, _ = build(config, **run_data(image_size=32))
     groups = state.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.0, 0.02]
     names = {id(parameter): name for name, parameter in state.model.named_parameters()}
@@ -344,8 +347,8 @@ def composed(*overrides: str, head: str) -> Any:
         return compose("train", overrides=[*overrides, f"model/head={head}"])
 
 
-def run_data(*, image_size: int) -> RunData:
-    """Return 14 images, two of each class; the first of each to train on."""
+def run_data(*, image_size: int) -> dict[str, Any]:
+    """Return what `build` needs of 14 images, two of each class; the first of each to train on."""
     labels = np.repeat(np.arange(7), 2)
     pixels = np.random.default_rng(0).integers(
         0, 256, (14, image_size, image_size, 3), dtype=np.uint8
@@ -353,9 +356,14 @@ def run_data(*, image_size: int) -> RunData:
     store = ImageStore(
         images_NHWC=pixels, image_ids=[f"ISIC_{i}" for i in range(14)], device=torch.device("cpu")
     )
-    table: Any = SimpleNamespace(labels=labels, classes=HAM10000_CODES)
-    split: Any = SimpleNamespace(train=np.arange(0, 14, 2))
-    return RunData(table, split, store, PreprocessSpec(image_size=image_size))
+    return {
+        "store": store,
+        "labels_N": labels,
+        "train_rows_M": np.arange(0, 14, 2),
+        "num_classes": len(HAM10000_CODES),
+        "encoding": MetadataEncoding(columns=(), age=(0.0, 1.0), categories={}),
+        "precision": Precision(torch.device("cpu"), None),
+    }
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -364,7 +372,7 @@ def test_one_training_step_of_the_default_model(head):
     config = checked_run(composed("model.pretrained=false", head=head))
     assert config["data"]["image_size"] == 224
     data = run_data(image_size=224)
-    state, step = build(config, data, Precision(torch.device("cpu"), None))
+    state, step = build(config, **data)
     assert isinstance(step, TrainingStep)
     assert isinstance(state.model, Classifier)
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
@@ -376,7 +384,7 @@ def test_one_training_step_of_the_default_model(head):
     maps: list[torch.Tensor] = []
     state.model.head.register_forward_pre_hook(lambda module, args: maps.append(args[0].detach()))
 
-    step(state, [data.split.train[:2]], 0)
+    step(state, [data["train_rows_M"][:2]], 0)
 
     assert [features.shape for features in maps] == [(2, 1280, 7, 7)]
     loss = state.step_losses_S[0].item()
