@@ -24,8 +24,13 @@ class LDAMLoss(Loss):
     D_k = C / n_k^(1/4) and C such that the rarest class's margin is `max_margin` (Cao et al. 2019,
     "Learning imbalanced datasets with label-distribution-aware margin loss", section 3.2). From
     epoch `reweight_from` on it is weighted by the effective numbers of images, too (section 3.3,
-    deferred re-weighting; the weights are those of `dermalyze.losses.class_balanced`). The paper
-    designed the two for each other, so they count as one correction.
+    deferred re-weighting). The paper designed the two for each other, so they count as one
+    correction.
+
+    The weights are those of `dermalyze.losses.class_balanced`, but scaled to be 1 for an average
+    training image. The paper divides a batch's weighted sum by the sum of its weights; this is the
+    same in expectation and lets micro-batches add up. With weights that sum to K, gradients would
+    shrink several times at once when the weights begin, while AdamW remembers the old size.
 
     The margin belongs to the true class, so a soft target weighs the losses of the classes:
     sum_k t_k w_k loss(y = k), averaged over the batch.
@@ -86,7 +91,8 @@ class LDAMLoss(Loss):
         weights_K = effective_number_weights(
             reweight_beta, class_counts, setting="loss.reweight_beta", without=_WITHOUT
         )
-        self.register_buffer("weights_K", weights_K)
+        mean = (weights_K * counts_K).sum() / counts_K.sum()
+        self.register_buffer("weights_K", (weights_K / mean).float())
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:

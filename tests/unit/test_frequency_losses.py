@@ -172,11 +172,18 @@ def test_ldam_equals_cross_entropy_of_lowered_logits() -> None:
     torch.testing.assert_close(loss(logits_BK, one_hot(8)), expected, rtol=1e-6, atol=0)
 
 
+def test_deferred_weights_by_hand() -> None:
+    """Of 1, 2 and 3 images at beta 0.5, in proportion 21, 14 and 12: 85/6 for an average image."""
+    loss = ldam([1, 2, 3], reweight_beta=0.5)
+    np.testing.assert_allclose(loss.weights_K.numpy(), np.array([21, 14, 12]) * 6 / 85, rtol=1e-6)
+
+
 def test_weights_begin_at_their_epoch_and_depend_on_it_alone() -> None:
     logits_BK, target_BK = batch(6)
     loss = ldam(reweight_from=3, reweight_beta=0.9)
     margins = ldam()(logits_BK, target_BK)
     weights_K = effective_number_weights(0.9, COUNTS, setting="b", without="w")
+    weights_K *= 100 / (weights_K * torch.tensor(COUNTS)).sum()
     each_K = [ldam()(logits_BK, target_BK * one_hot(1, 4).roll(k)) * weights_K[k] for k in range(4)]
     weighed = torch.stack(each_K).sum()
     assert abs(weighed - margins) > 0.05
