@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from dermalyze.config import target_problems
 from dermalyze.models.classifier import Classifier, build_classifier
 from dermalyze.models.colour_constancy import shades_of_grey
 from dermalyze.models.heads.simple import SimpleHead
+from dermalyze.models.metadata.none import NoMetadata
 
 
 def pictures(count: int, *, low: int = 0, high: int = 256) -> torch.Tensor:
@@ -26,9 +29,11 @@ def classifier(colour_constancy: str) -> Classifier:
         pretrained=False,
         weights_file=None,
         colour_constancy=colour_constancy,  # type: ignore[arg-type]
-        head=lambda **sizes: SimpleHead(**sizes, dropout=0.0, hidden=()),
+        metadata=partial(NoMetadata, columns=()),
+        head=partial(SimpleHead, dropout=0.0, hidden=()),
         num_classes=3,
         input_size=32,
+        unknown_metadata={},
     )
     return model.eval()
 
@@ -92,9 +97,9 @@ def test_the_model_balances_before_it_normalises(image_type: torch.dtype) -> Non
     model, plain = classifier("shades_of_grey"), classifier("none")
     images = (pictures(2) * torch.tensor([1.0, 0.6, 0.4])[:, None, None]).to(image_type)
     with torch.inference_mode():
-        expected = plain.features(shades_of_grey(images.float()))
-        torch.testing.assert_close(model.features(images), expected, rtol=0, atol=1e-5)
-        assert (plain.features(images) - expected).abs().max() > 0.05
+        expected = plain.feature_map(shades_of_grey(images.float()))
+        torch.testing.assert_close(model.feature_map(images), expected, rtol=0, atol=1e-5)
+        assert (plain.feature_map(images) - expected).abs().max() > 0.05
 
 
 def test_a_mistyped_method_is_refused_with_the_valid_ones() -> None:
@@ -103,6 +108,7 @@ def test_a_mistyped_method_is_refused_with_the_valid_ones() -> None:
         "backbone": "resnet10t",
         "pretrained": False,
         "weights_file": None,
+        "metadata": {"_target_": "dermalyze.models.metadata.none.NoMetadata"},
         "head": {"_target_": "dermalyze.models.heads.simple.SimpleHead"},
     }
     (problem,) = target_problems("model", {**node, "colour_constancy": "grey_world"})

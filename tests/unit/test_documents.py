@@ -9,7 +9,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.schema import Benchmark, Comparison, Evaluation, Preparation, checked, checked_run
+from dermalyze.schema import (
+    Benchmark,
+    Comparison,
+    Evaluation,
+    Preparation,
+    ShownAugmentation,
+    checked,
+    checked_run,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -20,6 +28,7 @@ CHECKS = {
     "prepare": lambda cfg: checked(cfg, Preparation),
     "benchmark": lambda cfg: checked(cfg, Benchmark),
     "compare": lambda cfg: checked(cfg, Comparison),
+    "show_augmentation": lambda cfg: checked(cfg, ShownAugmentation),
 }
 
 
