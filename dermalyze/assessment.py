@@ -68,8 +68,10 @@ def assess(config: Node) -> Assessment:
             f"{', '.join(table.classes)}. Evaluate on data with the model's classes."
         )
     rows = _rows(config, run, table, trained)
+    _say_what_is_known(table, rows, trained)
 
-    store = open_store(table, trained.preprocess, config["paths"]["cache"], device)
+    cache = config["paths"]["cache"]
+    store = open_store(table, trained.preprocess, cache, device, encoding=trained.encoding)
     probs_NK = predict_probabilities(
         trained.model,
         store,
@@ -176,6 +178,21 @@ def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedMo
     return rows
 
 
+def _say_what_is_known(table: LesionTable, rows: np.ndarray, trained: TrainedModel) -> None:
+    """Log how much of the metadata that the model takes is known of the images."""
+    known = trained.encoding.known(table.frame.iloc[rows])
+    if not known:
+        return
+    counts = ", ".join(f"{column} of {count}" for column, count in known.items())
+    logger.info("metadata: the model is told, of %d images, %s", len(rows), counts)
+    silent = [column for column, count in known.items() if count == 0]
+    if silent:
+        logger.warning(
+            "metadata: %s of no image is known here; the model, trained with it, predicts without",
+            ", ".join(silent),
+        )
+
+
 def _leakage(table: LesionTable, rows: np.ndarray, trained: TrainedModel, split: str) -> str | None:
     """Return and log in words that a test is none, None where it is one."""
     seen = len(_seen(table, rows, trained))
@@ -218,6 +235,7 @@ def _write(
             "images": len(rows),
             "leakage": _leakage(table, rows, trained, split),
             "logit_adjustment": adjustment,
+            "metadata_known": trained.encoding.known(table.frame.iloc[rows]),
             "checkpoint": str(trained.path),
             "epoch": trained.header["epoch"],
             "seed": trained.header["seed"],

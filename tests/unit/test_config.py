@@ -341,6 +341,18 @@ def test_class_weights_that_would_begin_after_the_last_epoch_are_refused() -> No
     ]
 
 
+def test_what_gives_the_class_away_is_no_metadata() -> None:
+    (problem,) = problems(train("model/metadata=concat", "model.metadata.columns=[age,dx_type]"))
+    assert problem.startswith("model.metadata.columns=['age', 'dx_type']: dx_type is refused: how")
+    (problem,) = problems(train("model/metadata=film", "model.metadata.columns=[age,sexe]"))
+    assert problem.endswith("no column 'sexe'. Did you mean 'sex'?")
+
+
+def test_a_model_of_pixels_alone_is_told_no_column() -> None:
+    (problem,) = problems(train("model.metadata.columns=[age]"))
+    assert problem.startswith("model.metadata.columns=['age'] (list): ")
+
+
 def test_nodes_with_a_target_are_found_at_any_depth() -> None:
     inner = {"_target_": "b"}
     tree = {"x": {"_target_": "a", "y": [{"z": inner}, inner]}, "w": 3}
@@ -364,6 +376,7 @@ def test_every_group_of_the_design_has_options() -> None:
         "loss",
         "model",
         "model/head",
+        "model/metadata",
         "optimizer",
         "sampler",
         "scheduler",
