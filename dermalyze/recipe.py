@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dermalyze.augmentation.image_sizes import ImageSizes
 from dermalyze.compute import Precision, memory_format, seed_network
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.distributed import Ranks
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.last_epochs import LastEpochs
 from dermalyze.engine.loop import epoch_windows
@@ -22,7 +24,7 @@ from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
 from dermalyze.evaluation.metrics import direction
 from dermalyze.optim.schedules import Schedule
-from dermalyze.optim.stages import Stages, stages_of_run
+from dermalyze.optim.stages import Stage, Stages, stages_of_run
 from dermalyze.randomness import Purpose
 
 Node = dict[str, Any]
@@ -37,6 +39,7 @@ def build(
     num_classes: int,
     encoding: MetadataEncoding,
     precision: Precision,
+    ranks: Ranks,
 ) -> tuple[TrainState, TrainingStep]:
     """Instantiate everything that a run trains with.
 
@@ -48,12 +51,13 @@ def build(
         num_classes: K.
         encoding: of the metadata that the model is told.
         precision: number format, and device, of forward passes.
+        ranks: who train it together.
 
     Raises:
         ConfigError: values that do not fit each other or the data.
     """
     training: Node = config["training"]
-    model = _model(config, num_classes, encoding, precision.device)
+    model = _model(config, num_classes, encoding, precision.device, ranks)
     steps_per_epoch = len(
         epoch_windows(
             train_rows_M, batch_size=training["batch_size"], accumulate=training["accumulate"]
@@ -61,6 +65,7 @@ def build(
     )
     state = TrainState(
         model=model,
+        wrapped=ranks.wrapped,
         stages=_stages(config, model, steps_per_epoch),
         ema=instantiate(config["ema"])(model=model),
         last_epochs=_last_epochs(training, model),
@@ -89,6 +94,7 @@ def build(
         precision=precision,
         grad_clip=training["grad_clip"],
         seed=training["seed"],
+        ranks=ranks,
     )
     return state, step
 
@@ -103,8 +109,34 @@ def image_sizes(config: Node) -> ImageSizes:
     )
 
 
+def learning_rates(
+    config: Node, *, steps_per_epoch: int, improving_epochs: int | None
+) -> dict[str, list[float]]:
+    """Return the learning rate of every step of each stage, in order; nothing is trained.
+
+    Args:
+        config: of a run; checked, plain.
+        steps_per_epoch: optimiser steps.
+        improving_epochs: results get better for so many epochs and then stand still; None: they
+            get better throughout.
+    """
+    improving = config["training"]["epochs"] if improving_epochs is None else improving_epochs
+    rates: dict[str, list[float]] = {}
+    for stage in _stages(config, nn.Module(), steps_per_epoch):
+        costs = [-float(min(stage.first_epoch + at, improving)) for at in range(stage.epochs)]
+        rates[stage.name] = [
+            stage.schedule(step, costs[: step // steps_per_epoch])
+            for step in range(stage.epochs * steps_per_epoch)
+        ]
+    return rates
+
+
 def _model(
-    config: Node, num_classes: int, encoding: MetadataEncoding, device: torch.device
+    config: Node,
+    num_classes: int,
+    encoding: MetadataEncoding,
+    device: torch.device,
+    ranks: Ranks,
 ) -> nn.Module:
     training: Node = config["training"]
     seed_network(training["seed"], Purpose.INITIALISATION)
@@ -119,10 +151,13 @@ def _model(
     if training["grad_checkpointing"]:
         model.backbone.network.set_grad_checkpointing()
     built: nn.Module = model
+    if training["sync_batch_norm"] and ranks.size > 1:
+        # Torch's own function would lose the activations that timm keeps in its BatchNorm layers.
+        built = convert_sync_batchnorm(model)
     return built
 
 
-def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Any]:
+def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Stage]:
     stages: Stages = instantiate(config["stages"], _convert_="all")
     make_optimizer: partial[torch.optim.Optimizer] = instantiate(
         config["optimizer"], _convert_="all"

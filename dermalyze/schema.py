@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dermalyze.config import all_target_problems, plain, raise_problems
@@ -55,6 +55,8 @@ class Training(_Part):
     grad_checkpointing: bool
     first_image_size: int | None = Field(ge=32)
     growing_epochs: int = Field(ge=0)
+    sync_batch_norm: bool
+    rank_timeout: float = Field(gt=0)
     average_last_epochs: int | None = Field(ge=1)
     checkpoint_every_steps: int | None = Field(ge=1)
     check_every_steps: int = Field(ge=1)
@@ -78,6 +80,7 @@ class Data(_Part):
     duplicates: Duplicates
     duplicates_across_splits: Literal["ignore", "report", "strict"]
     image_size: int = Field(ge=16, le=4096)
+    cache_size: int | None = Field(ge=16, le=8192)
     on_missing: Literal["error", "drop"] | None = None
     source: Target
     split: Target
@@ -169,6 +172,14 @@ class ShownAugmentation(_Part):
     compact: bool
     output: str | None
     paths: Paths
+
+
+class ScheduleShown(_Part):
+    """`show.*` of `python -m dermalyze.show_schedule`."""
+
+    steps_per_epoch: int = Field(ge=1)
+    improving_epochs: int | None = Field(ge=0)
+    output: str
 
 
 class OtherData(_Part):
@@ -273,3 +284,15 @@ def checked_run(cfg: DictConfig) -> Node:
         )
     raise_problems(problems + frequency_problems(container) + contradictions(container))
     return container
+
+
+def checked_show(cfg: DictConfig) -> tuple[Node, Node]:
+    """Return the run's config, and `show`, of `python -m dermalyze.show_schedule`.
+
+    Raises:
+        ConfigError: as `checked_run`.
+    """
+    run = cfg.copy()
+    with open_dict(run):
+        show = run.pop("show")
+    return checked_run(run), checked(show, ScheduleShown)

@@ -157,6 +157,28 @@ def training_curves_figure(
     return figure
 
 
+def schedule_figure(rates: Mapping[str, Sequence[float]], steps_per_epoch: int) -> Figure:
+    """Draw learning rates over the epochs, a colour a stage.
+
+    Args:
+        rates: the learning rate of every step of each stage, in order.
+        steps_per_epoch: optimiser steps.
+    """
+    figure = Figure(figsize=(8, 4.2), layout=_layout())
+    axes = figure.add_subplot()
+    first = 0
+    for colour, (stage, values) in zip((_GREEN, _VERMILION, _BLUE), rates.items(), strict=False):
+        epochs = (np.arange(len(values)) + first) / steps_per_epoch
+        axes.plot(epochs, values, color=colour, label=f"stage {stage}")
+        first += len(values)
+    axes.set_title("Learning rate", fontsize=12)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    _tidy(axes)
+    _add_footer(figure)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at 150 dots an inch; whoever reads `path` never sees half of it."""
     picture = BytesIO()

@@ -17,6 +17,7 @@ from dermalyze.schema import (
     ShownAugmentation,
     checked,
     checked_run,
+    checked_show,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ CHECKS = {
     "benchmark": lambda cfg: checked(cfg, Benchmark),
     "compare": lambda cfg: checked(cfg, Comparison),
     "show_augmentation": lambda cfg: checked(cfg, ShownAugmentation),
+    "show_schedule": checked_show,
 }
 
 

@@ -37,7 +37,7 @@ FLOORS = (
     # 5: what wires a command together
     {"assessment", "command", "comparison", "experiment"},
     # 6: the commands
-    {"benchmark", "compare", "evaluate", "prepare", "show_augmentation", "train"},
+    {"benchmark", "compare", "evaluate", "prepare", "show_augmentation", "show_schedule", "train"},
 )
 COMMANDS = sorted(FLOORS[-1])
 FLOORS_WITHOUT_TORCH = 2
