@@ -19,7 +19,14 @@ def contradictions(run: Node) -> list[str]:
     Args:
         run: the config of a run; checked, plain.
     """
-    return [*_speed(run), *_averages(run), *_growing_images(run), *_optimizer(run), *_stages(run)]
+    return [
+        *_speed(run),
+        *_averages(run),
+        *_growing_images(run),
+        *_stored_size(run),
+        *_optimizer(run),
+        *_stages(run),
+    ]
 
 
 def _speed(run: Node) -> Iterator[str]:
@@ -84,6 +91,29 @@ def _growing_images(run: Node) -> Iterator[str]:
         yield (
             f"training.first_image_size={first} with an augmentation without geometry: only its "
             "warp changes sizes. Choose augmentation=light or a stronger one"
+        )
+
+
+def _stored_size(run: Node) -> Iterator[str]:
+    full, stored = run["data"]["image_size"], run["data"]["cache_size"]
+    if stored is None:
+        return
+    smallest = run["training"]["first_image_size"] or full
+    if stored < full:
+        yield (
+            f"data.cache_size={stored}: smaller than data.image_size={full}, which would be made "
+            "up of fewer pixels. Use a larger one, or data.cache_size=null"
+        )
+    elif stored > 2 * smallest:
+        yield (
+            f"data.cache_size={stored}: training images of {smallest} pixels would leave out "
+            "pixels of it, since each is made of four; that shows as jagged hairs and false dots. "
+            f"Use {2 * smallest} or less"
+        )
+    if stored > full and run["augmentation"].get("geometry") is None:
+        yield (
+            f"data.cache_size={stored} with an augmentation without geometry: only its warp "
+            "changes sizes. Choose augmentation=light or a stronger one, or data.cache_size=null"
         )
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from dermalyze.data.cache import open_images
 from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.data.read_ahead import ReadAhead
 from dermalyze.data.samplers import Sampler as Sampler
 from dermalyze.data.samplers import UniformSampler as UniformSampler
 from dermalyze.data.table import LesionTable
 from dermalyze.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 256  # a piece of the array on its way to the device: 39 MB at 224 pixels
 
 
 def micro_batches(order_N: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -39,58 +46,128 @@ def micro_batches(order_N: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 class ImageStore:
-    """All images of a table as uint8, gathered by row into batches on the device.
+    """All images of a table as uint8, gathered by row into batches on the device, with metadata.
 
     The pictures lie as (row, height, width, channel), so a batch comes out in torch's
     channels-last format without being copied twice.
 
     Args:
-        images_NHWC: uint8, usually a memory map of the cache.
+        images_NHWC: uint8, usually a memory map of the cache; it may be larger than the memory.
+        metadata_NM: what is known of the images besides (float32); None for a model that sees
+            pixels alone.
         image_ids: N names, for messages.
-        device: where batches are wanted. The whole array is moved there once if it takes at most
-            half of the free memory; otherwise batches are copied over one by one.
+        device: where batches are wanted. The whole array is moved there once if that is a CUDA
+            device and it takes at most half of the free memory; otherwise batches are gathered
+            here and copied over one by one.
     """
 
     def __init__(
-        self, *, images_NHWC: np.ndarray, image_ids: list[str], device: torch.device
+        self,
+        *,
+        images_NHWC: np.ndarray,
+        image_ids: list[str],
+        device: torch.device,
+        metadata_NM: np.ndarray | None = None,
     ) -> None:
         self.image_ids = image_ids
         self.device = device
-        images = torch.from_numpy(images_NHWC)
+        self._metadata_NM = None if metadata_NM is None else torch.tensor(metadata_NM).to(device)
+        self._images_NHWC = np.asarray(images_NHWC)  # np.memmap costs more at each access
+        self._on_device_NHWC: torch.Tensor | None = None
+        self._ahead: ReadAhead[torch.Tensor] | None = None
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if images.nbytes <= free // 2:
-                images = images.to(device)
+            if images_NHWC.nbytes <= free // 2:
+                self._on_device_NHWC = moved(self._images_NHWC, device)
             else:
                 logger.info(
                     "the images (%.1f GiB) do not fit beside the model in the device's free "
                     "%.1f GiB; batches are copied one by one",
-                    images.nbytes / 2**30,
+                    images_NHWC.nbytes / 2**30,
                     free / 2**30,
                 )
-        self._images_NHWC = images
 
     def __len__(self) -> int:
         return len(self._images_NHWC)
 
     def batch(self, rows_B: np.ndarray) -> torch.Tensor:
         """Return images_BCHW uint8 on the device for rows of the table."""
-        rows = torch.from_numpy(rows_B)
-        if self._images_NHWC.device.type != "cpu":
-            rows = rows.to(self.device, non_blocking=True)
-        images = self._images_NHWC[rows]
-        if images.device != self.device:
-            if self.device.type == "cuda":
-                images = images.pin_memory()
-            images = images.to(self.device, non_blocking=True)
-        return images.permute(0, 3, 1, 2)
+        if self._on_device_NHWC is not None:
+            rows = torch.from_numpy(rows_B).to(self.device, non_blocking=True)
+            images_BHWC = self._on_device_NHWC[rows]
+        else:
+            gather = self._gathered if self._ahead is None else self._ahead.gathered
+            # Only CUDA has read host memory by the time its buffer may be used again.
+            images_BHWC = gather(rows_B).to(self.device, non_blocking=self.device.type == "cuda")
+        return images_BHWC.permute(0, 3, 1, 2)
+
+    def inputs(self, rows_B: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Return what a model is called with: images_BCHW, and metadata_BM where there is any."""
+        images_BCHW = self.batch(rows_B)
+        if self._metadata_NM is None:
+            return (images_BCHW,)
+        return images_BCHW, self._metadata_NM[torch.from_numpy(rows_B).to(self.device)]
+
+    def _gathered(self, rows_B: np.ndarray) -> torch.Tensor:
+        # NumPy's gathering of whole rows takes a tenth of the time that torch's takes: 0.5 ms
+        # instead of 6 ms for 32 images of 224 x 224 pixels on two cores.
+        images_BHWC = torch.from_numpy(self._images_NHWC[rows_B])
+        return images_BHWC.pin_memory() if self.device.type == "cuda" else images_BHWC
+
+    @contextmanager
+    def reading_ahead(self, batches: Sequence[np.ndarray]) -> Iterator[None]:
+        """Within this context, gather batches before `batch` asks for them, where that helps.
+
+        What `batch` returns does not depend on it. It helps where the device computes while the
+        host gathers, or where images come from the disk in every epoch. From memory to the CPU it
+        does not: a thread costs 0.05 ms a batch on two idle cores, gathering 32 images takes 0.02
+        ms at 64 pixels and 0.5 ms at 224, and a training step hundreds.
+
+        Args:
+            batches: the rows of each batch, in the order in which they will be asked for.
+        """
+        from_memory = self._images_NHWC.nbytes <= machine_memory() // 2
+        if self._on_device_NHWC is not None or (from_memory and self.device.type == "cpu"):
+            yield
+            return
+        with ReadAhead(self._gathered, batches) as self._ahead:
+            try:
+                yield
+            finally:
+                self._ahead = None
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine has; 0 where Python cannot tell (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def moved(images_NHWC: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the images on a device, copied in pieces: at no time do all lie in host memory."""
+    on_device_NHWC = torch.empty(images_NHWC.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images_NHWC), ROWS_AT_ONCE):
+        piece = slice(start, start + ROWS_AT_ONCE)
+        on_device_NHWC[piece] = torch.from_numpy(np.array(images_NHWC[piece]))
+    return on_device_NHWC
 
 
 def open_store(
-    table: LesionTable, preprocess: PreprocessSpec, cache: str, device: torch.device
+    table: LesionTable,
+    preprocess: PreprocessSpec,
+    cache: str,
+    device: torch.device,
+    *,
+    encoding: MetadataEncoding,
 ) -> ImageStore:
-    """Return the decoded images of a table, row for row, from the cache folder."""
-    images_NHWC = open_images(table.frame["path"].tolist(), spec=preprocess, directory=cache)
+    """Return the decoded images of a table, row for row, from the cache folder.
+
+    Beside them lies the metadata that the encoding tells a model, if it tells any.
+    """
     return ImageStore(
-        images_NHWC=images_NHWC, image_ids=table.frame["image_id"].tolist(), device=device
+        images_NHWC=open_images(table.frame["path"].tolist(), spec=preprocess, directory=cache),
+        image_ids=table.frame["image_id"].tolist(),
+        device=device,
+        metadata_NM=encoding.numbers(table.frame) if encoding.columns else None,
     )

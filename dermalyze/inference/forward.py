@@ -30,10 +30,11 @@ def predict_probabilities(
     was_training = model.training
     model.eval()
     parts = []
-    with torch.inference_mode(), precision.autocast():
-        starts = range(0, len(rows_N), batch_size)
-        for start in tqdm(starts, desc="predict", unit="batch", leave=False, disable=None, delay=2):
-            logits_BK = model(*store.inputs(rows_N[start : start + batch_size]))
+    batches = [rows_N[start : start + batch_size] for start in range(0, len(rows_N), batch_size)]
+    shown = tqdm(batches, desc="predict", unit="batch", leave=False, disable=None, delay=2)
+    with torch.inference_mode(), precision.autocast(), store.reading_ahead(batches):
+        for rows_B in shown:
+            logits_BK = model(*store.inputs(rows_B))
             # The softmax is taken in float64: its sums and tiny probabilities stay exact enough
             # for calibration and for comparison between machines. MPS has no float64.
             parts.append(logits_BK.float())

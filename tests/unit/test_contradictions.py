@@ -39,6 +39,13 @@ def run(*overrides: str) -> dict[str, Any]:
             ["training.first_image_size=128", "training.growing_epochs=5", "augmentation=none"],
             "without geometry",
         ),
+        (["data.cache_size=223"], "smaller than data.image_size=224"),
+        (["data.cache_size=449"], "Use 448 or less"),
+        (
+            ["data.cache_size=225", "training.first_image_size=96", "training.growing_epochs=5"],
+            "training images of 96 pixels would leave out pixels of it",
+        ),
+        (["data.cache_size=225", "augmentation=none"], "without geometry: only its warp changes"),
         (["~optimizer.weight_decay"], "optimizer.weight_decay: missing"),
         (["stages=two", "training.epochs=5"], "stages.head.epochs=5"),
         (["stages=two", "stages.whole.epochs=9"], "share out the run's epochs"),
@@ -56,6 +63,8 @@ def test_options_that_cannot_hold_at_once_are_refused(overrides: list[str], said
     "overrides",
     [
         [],
+        ["data.cache_size=448"],
+        ["data.cache_size=224", "augmentation=none"],
         ["training.fast_mode=true", "training.deterministic=false"],
         ["training.average_last_epochs=40", "training.patience=null"],
         ["training.first_image_size=224", "training.growing_epochs=39"],
