@@ -214,12 +214,26 @@ def _ruler(rng: np.random.Generator, side: int) -> Floats:
     return np.rot90(_lines(side, lines, [0.008 * side] * len(lines)), int(rng.integers(4)))
 
 
-def photograph(rng: np.random.Generator, lesion: Lesion, *, side: int) -> Image.Image:
+def photograph(
+    rng: np.random.Generator,
+    lesion: Lesion,
+    *,
+    session: np.random.Generator | None = None,
+    side: int,
+) -> Image.Image:
     """Take one RGB picture of `side` x `side` pixels of a lesion.
 
     Position, turn, zoom, light, hair, ruler, dark corners, blur and the device's colours are
     drawn anew for each picture and tell nothing about the class.
+
+    Args:
+        rng: chance of this picture.
+        lesion: what is photographed.
+        session: chance of the light, the dark corners and the device's colours; pictures that get
+            equal generators are of one device in one light. None: `rng`, a session of its own.
+        side: pixels.
     """
+    session = rng if session is None else session
     # Where on the canvas each pixel of the picture lies, as PIL's affine (a, b, c, d, e, f).
     canvas = lesion.light.width
     scale = canvas / 4 / (lesion.radius * rng.uniform(0.85, 1.2) * side)
@@ -240,8 +254,8 @@ def photograph(rng: np.random.Generator, lesion: Lesion, *, side: int) -> Image.
     x, y = np.meshgrid(axis, axis)
     tan = 0.025 * (_noise(rng, side, 24) + _noise(rng, side, 6))
     blood = 0.04 + 0.04 * _noise(rng, side, 9)
-    slope_x, slope_y = rng.normal(0, 0.06, 2).tolist()
-    lamp = 1 + slope_x * x + slope_y * y - rng.uniform(0, 0.16) * (x**2 + y**2)
+    slope_x, slope_y = session.normal(0, 0.06, 2).tolist()
+    lamp = 1 + slope_x * x + slope_y * y - session.uniform(0, 0.16) * (x**2 + y**2)
     lamp += 0.012 * _noise(rng, side, side // 2)
     image_HWC = np.exp(-tan[..., None] * ABSORBANCE_PC[0] - blood[..., None] * ABSORBANCE_PC[1])
     image_HWC *= lesion.skin_RGB * (np.asarray(light, np.float32) / 255)
@@ -253,11 +267,11 @@ def photograph(rng: np.random.Generator, lesion: Lesion, *, side: int) -> Image.
         image_HWC += 0.85 * _hairs(rng, side)[..., None] * (hair_RGB - image_HWC)
     if rng.random() < 0.12:
         image_HWC *= 1 - 0.8 * _ruler(rng, side)[..., None]
-    if rng.random() < 0.20:
-        image_HWC *= _sigmoid(25 * (rng.uniform(1.05, 1.3) - np.hypot(x, y)))[..., None]
+    if session.random() < 0.20:
+        image_HWC *= _sigmoid(25 * (session.uniform(1.05, 1.3) - np.hypot(x, y)))[..., None]
 
-    gain_RGB = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.04, 3)).astype(np.float32)
-    image_HWC = (gain_RGB * image_HWC.clip(0, 1) ** math.exp(rng.normal(0, 0.12))).clip(0, 1)
+    gain_RGB = np.exp(session.normal(0, 0.06) + session.normal(0, 0.04, 3)).astype(np.float32)
+    image_HWC = (gain_RGB * image_HWC.clip(0, 1) ** math.exp(session.normal(0, 0.12))).clip(0, 1)
     picture = Image.fromarray((255 * image_HWC + 0.5).astype(np.uint8))
     if rng.random() < 0.4:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.003, 0.010) * side))

@@ -70,7 +70,14 @@ def lesions_by_class(*, lesions: int, imbalance: float) -> dict[str, int]:
 
 
 def draw_phantoms(
-    *, root: str, lesions: int, image_size: int, imbalance: float, difficulty: float, seed: int
+    *,
+    root: str,
+    lesions: int,
+    image_size: int,
+    imbalance: float,
+    difficulty: float,
+    one_session: bool,
+    seed: int,
 ) -> None:
     """Draw a folder of phantom lesions, unless it is there already with the same parameters.
 
@@ -83,6 +90,8 @@ def draw_phantoms(
         image_size: side of the square JPEG images, pixels, >= 32.
         imbalance: how uneven the classes are; see `lesions_by_class`.
         difficulty: in [0, 1], how much classes overlap: 0 is a textbook, 1 hardly tellable.
+        one_session: whether all photographs of a lesion are by one device in one light, so that
+            they are easily recognised as the same lesion, or each by another.
         seed: >= 0.
 
     Raises:
@@ -109,6 +118,7 @@ def draw_phantoms(
         "image_size": image_size,
         "imbalance": float(imbalance),
         "difficulty": float(difficulty),
+        "one_session": one_session,
         "seed": seed,
     }
     folder = Path(root).expanduser().resolve()
@@ -122,7 +132,10 @@ def draw_phantoms(
             # Under the lock nobody else draws here: what lies there was left by a killed run.
             unfinished = folder.parent / f".{folder.name}.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
-            _draw(unfinished, by_class, image_size=image_size, difficulty=difficulty, seed=seed)
+            _draw(
+                unfinished, by_class, image_size=image_size, difficulty=difficulty,
+                one_session=one_session, seed=seed,
+            )  # fmt: skip
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
             if folder.exists():
                 folder.rmdir()  # empty, or _is_drawn would have refused it
@@ -135,12 +148,19 @@ def draw_phantoms(
 
 
 def read_phantoms(
-    *, root: str, lesions: int, image_size: int, imbalance: float, difficulty: float, seed: int
+    *,
+    root: str,
+    lesions: int,
+    image_size: int,
+    imbalance: float,
+    difficulty: float,
+    one_session: bool,
+    seed: int,
 ) -> LesionTable:
     """Read a folder of phantom lesions, drawn first if it is not there; see `draw_phantoms`."""
     draw_phantoms(
         root=root, lesions=lesions, image_size=image_size, imbalance=imbalance,
-        difficulty=difficulty, seed=seed,
+        difficulty=difficulty, one_session=one_session, seed=seed,
     )  # fmt: skip
     return replace(read_ham10000(root=root, metadata=None, on_missing="error"), name="phantoms")
 
@@ -190,12 +210,19 @@ def _is_drawn(folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _draw(
-    folder: Path, by_class: dict[str, int], *, image_size: int, difficulty: float, seed: int
+    folder: Path,
+    by_class: dict[str, int],
+    *,
+    image_size: int,
+    difficulty: float,
+    one_session: bool,
+    seed: int,
 ) -> None:
     """Draw everything but the manifest into a new folder."""
     (folder / "images").mkdir(parents=True)
     (folder / "README.txt").write_text(README, "utf-8")
-    # Times of chance are (lesion from 1, use): use 0 is its record, 1 its drawing, 2... its images.
+    # Times of chance are (lesion from 1, use): use 0 is its record, 1 its drawing, 2... its images;
+    # (lesion, 0, 0) is the session that they share.
     order = generator(seed, Purpose.PHANTOM, 0).permutation(sum(by_class.values()))
     dx_of_lesion = np.repeat(list(by_class), list(by_class.values()))[order].tolist()
     rows: list[dict[str, Any]] = []
@@ -207,9 +234,9 @@ def _draw(
         n_images = record.pop("n_images")
         for image in range(n_images):
             image_id = f"PHANTOM_IMG_{len(rows) + 1:07d}"
-            picture = photograph(
-                generator(seed, Purpose.PHANTOM, lesion, 2 + image), drawn, side=image_size
-            )
+            session = generator(seed, Purpose.PHANTOM, lesion, 0, 0) if one_session else None
+            view = generator(seed, Purpose.PHANTOM, lesion, 2 + image)
+            picture = photograph(view, drawn, session=session, side=image_size)
             picture.save(folder / "images" / f"{image_id}.jpg", quality=90)
             rows.append(record | {"image_id": image_id})
     with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:

@@ -40,8 +40,9 @@ from dermalyze.errors import ConfigError, DataError
 from dermalyze.randomness import Purpose, generator
 from dermalyze.taxonomy import HAM10000_CODES
 
-FEW: dict[str, Any] = dict(lesions=42, image_size=32, imbalance=0.0, difficulty=0.5, seed=3)
-MANY: dict[str, Any] = dict(lesions=420, image_size=32, imbalance=0.3, difficulty=0.0, seed=3)
+APART: dict[str, Any] = dict(one_session=False)
+FEW = APART | dict(lesions=42, image_size=32, imbalance=0.0, difficulty=0.5, seed=3)
+MANY = APART | dict(lesions=420, image_size=32, imbalance=0.3, difficulty=0.0, seed=3)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -257,8 +258,9 @@ def test_two_that_draw_at_once_get_one_folder(few: Path, tmp_path: Path) -> None
 def test_parameters_out_of_range_are_refused_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         draw_phantoms(
-            root=str(tmp_path / "x"), lesions=42, image_size=8, imbalance=-1, difficulty=2, seed=-1
-        )
+            root=str(tmp_path / "x"), lesions=42, image_size=8, imbalance=-1, difficulty=2, seed=-1,
+            **APART,
+        )  # fmt: skip
     for part in ("image_size=8", "imbalance=-1", "difficulty=2", "seed=-1"):
         assert f"data.source.{part}: must be" in str(error.value)
     assert not (tmp_path / "x").exists()
@@ -318,6 +320,42 @@ def test_two_photographs_show_one_lesion_differently(dx: str) -> None:
     assert (first == again).all()
     assert np.abs(first - second).mean() > 2
     assert first.std() > 5
+
+
+def test_photographs_of_one_session_have_one_device_and_one_light() -> None:
+    # The skin of two photographs of a lesion differs by the device's colours, unless they are of
+    # one session; where the lesion lies, and how it is turned, differs all the same.
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(30):
+        lesion = draw_lesion(
+            generator(0, Purpose.PHANTOM, number, 1), "nv", difficulty=0.0, side=64
+        )
+        for one_session, found in gaps.items():
+            pictures = [
+                np.asarray(
+                    photograph(
+                        generator(0, Purpose.PHANTOM, number, time),
+                        lesion,
+                        session=generator(0, Purpose.PHANTOM, number, 0) if one_session else None,
+                        side=64,
+                    ),
+                    float,
+                )
+                for time in (2, 3)
+            ]
+            assert np.abs(pictures[0] - pictures[1]).mean() > 2
+            skin_2C = [np.median(picture[:, :4].reshape(-1, 3), axis=0) for picture in pictures]
+            found.append(float(np.abs(skin_2C[0] - skin_2C[1]).mean()))
+    assert np.median(gaps[True]) < 0.4 * np.median(gaps[False])
+
+
+def test_one_session_changes_the_pictures_and_no_row(few: Path, tmp_path: Path) -> None:
+    draw_phantoms(root=str(tmp_path / "same"), **FEW | {"one_session": True})
+    apart, same = files(few), files(tmp_path / "same")
+    assert apart.keys() == same.keys()
+    assert apart["HAM10000_metadata.csv"] == same["HAM10000_metadata.csv"]
+    assert json.loads(same["phantoms.json"])["one_session"] is True
+    assert sum(apart[name] != same[name] for name in apart if name.endswith(".jpg")) > 40
 
 
 def colours(paths: list[str]) -> np.ndarray:
