@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     views = augmented_views(augment, images_RSS3, views=config["views"], seed=config["seed"])
     sheet = contact_sheet(views, title=" ".join(option))
     if config["compact"]:
-        sheet = sheet.quantize(256)
+        sheet = sheet.quantize(256, kmeans=1)
     png = BytesIO()
     sheet.save(png, "PNG", optimize=True)
     output.parent.mkdir(parents=True, exist_ok=True)

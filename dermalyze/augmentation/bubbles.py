@@ -146,7 +146,7 @@ def reflections(centres_NK2: Tensor, radii_NK: Tensor, directions_N: Tensor, sid
     y_NKS1 = (pixel_S - centres_NK2[..., 1:]).unsqueeze(3) / radius_NK11
     angle_N111 = torch.deg2rad(directions_N)[:, None, None, None]
     light_x, light_y = torch.cos(angle_N111), torch.sin(angle_N111)
-    distance_NKSS = torch.hypot(x_NK1S, y_NKS1)
+    distance_NKSS = (x_NK1S.square() + y_NKS1.square()).sqrt()
     rim_NK11 = (THINNEST_RIM / radius_NK11).clamp(min=RIM)
     rim_NKSS = (-((distance_NKSS - 1) / rim_NK11).square()).exp()
     rim_NKSS *= (light_x * x_NK1S + light_y * y_NKS1) / distance_NKSS.clamp(min=1e-6)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dermalyze.augmentation.canvas import coordinates, on_device
@@ -99,8 +98,8 @@ class Field:
             value_N[:, None, None] for value_N in on_device(numbers_N5, images_BCHW).unbind(dim=1)
         )
         x_W, y_H = coordinates(images_BCHW)
-        distance_NHW = torch.hypot(x_W - centre_x, y_H[:, None] - centre_y)
-        fall_NHW = (distance_NHW - radius).div_(softness).clamp_(0, 1)
+        square_NHW = (x_W - centre_x).square() + (y_H[:, None] - centre_y).square()
+        fall_NHW = square_NHW.sqrt_().sub_(radius).div_(softness).clamp_(0, 1)
         # 3 s^2 - 2 s^3 begins and ends level.
         lost_NHW = fall_NHW.square().mul_(3 - 2 * fall_NHW).mul_(darkness)
         images_BCHW[rows] = images_BCHW[rows].mul_((1 - lost_NHW).unsqueeze(1))

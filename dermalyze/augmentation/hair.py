@@ -151,8 +151,7 @@ class Hair:
         for hair in range(parameters.counts_N[0]):
             having = int(np.count_nonzero(parameters.counts_N > hair))
             across, within, fullest = forms_NKQ[:having, hair].split([6, 6, 1], dim=1)
-            cover_MP = (across @ terms_6P).abs_()
-            cover_MP = torch.addmm(cover_MP, within, terms_6P, beta=-1, out=cover_MP)
+            cover_MP = (across @ terms_6P).abs_().addmm_(within, terms_6P, beta=-1)
             torch.minimum(cover_MP, fullest, out=cover_MP)
             torch.maximum(alpha_NP[:having], cover_MP, out=alpha_NP[:having])
         alpha_N1HW = alpha_NP.view(len(rows), 1, *images_BCHW.shape[2:])
