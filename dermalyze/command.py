@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.errors import DermalyzeError, Interrupted, nearest
+from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, nearest
+from dermalyze.launch import Launch, launch_of
 from dermalyze.run_folder import flat_parameters
 
 logger = logging.getLogger("dermalyze")
@@ -31,13 +32,19 @@ logger = logging.getLogger("dermalyze")
 Task = Callable[[DictConfig], Any]
 
 
-def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
-    """Make a task a Hydra app on `conf/<config_name>.yaml`."""
+def command(config_name: str, *, by_many: bool = False) -> Callable[[Task], Callable[[], None]]:
+    """Make a task a Hydra app on `conf/<config_name>.yaml`.
+
+    Args:
+        config_name: without its ending.
+        by_many: whether processes that torchrun started together may do the task together.
+    """
     register_resolvers()
 
     def decorate(task: Task) -> Callable[[], None]:
         @wraps(task)
         def guarded(cfg: DictConfig) -> Any:
+            _tell_folder(launch_of(os.environ), HydraConfig.get().runtime.output_dir)
             in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
             try:
                 return task(cfg)
@@ -58,8 +65,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             config_path=str(CONF_DIR), config_name=config_name, version_base="1.3"
         )(guarded)
 
-        @wraps(task)
-        def main() -> None:
+        def answer() -> None:
             # Hydra then raises what is wrong with a command line instead of exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
@@ -74,9 +80,68 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 print(said, file=sys.stderr)
                 raise SystemExit(2) from error
 
+        @wraps(task)
+        def main() -> None:
+            try:
+                launch = launch_of(os.environ)
+                _refuse_together(launch, config_name, by_many=by_many)
+            except ConfigError as error:
+                print(error, file=sys.stderr)
+                raise SystemExit(2) from error
+            if launch.rank > 0 and not _joins(launch):
+                return
+            try:
+                answer()
+            finally:  # whoever still waits for a folder waits in vain
+                _tell_folder(launch, "")
+
         return main
 
     return decorate
+
+
+def _refuse_together(launch: Launch, config_name: str, *, by_many: bool) -> None:
+    if launch.size == 1:
+        return
+    if not by_many:
+        raise ConfigError(
+            f"WORLD_SIZE={launch.size}: {config_name} is done by one process. Start it without "
+            "torchrun."
+        )
+    words = sys.argv[1:]
+    if {"-m", "--multirun"} & set(words) or any(word.startswith("hydra.mode=") for word in words):
+        raise ConfigError(
+            f"WORLD_SIZE={launch.size}: a sweep cannot be shared, since each process would do all "
+            "of it. Call torchrun once for each run, or sweep without it."
+        )
+
+
+def _tell_folder(launch: Launch, folder: str) -> None:
+    """Let the processes that were started with this one join it in its folder; empty: nowhere."""
+    if launch.size > 1 and launch.rank == 0:
+        from dermalyze.distributed import tell_folder
+
+        tell_folder(folder)
+
+
+def _joins(launch: Launch) -> bool:
+    """Make the command line that of a process which writes no file and says errors alone.
+
+    Returns False where the first process trains nothing: it has answered, or refused.
+    """
+    from dermalyze.distributed import told_folder
+
+    folder = told_folder()
+    log = "hydra.job_logging"
+    quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
+    sys.argv += [
+        f"hydra.run.dir='{quoted}'",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=stdout",
+        f"{log}.root.level=ERROR",
+        f"{log}.formatters.simple.format='[%(asctime)s] rank {launch.rank}: %(message)s'",
+    ]
+    return bool(folder)
 
 
 def _mendable(error: BaseException | None) -> DermalyzeError | None:

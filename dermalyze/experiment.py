@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from dermalyze.compute import (
     numerics,
     set_threads,
 )
+from dermalyze.config import raise_problems
 from dermalyze.data.batches import ImageStore, open_store
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding, fit_encoding
 from dermalyze.data.split import Split, save_split
 from dermalyze.data.table import LesionTable
 from dermalyze.dataset import check_parts, read_table
-from dermalyze.engine.checkpoints import RunCheckpoints
+from dermalyze.distributed import Ranks, joined, rank_problems
+from dermalyze.engine.checkpoints import NoCheckpoints, RunCheckpoints
 from dermalyze.engine.interruption import Interruption
 from dermalyze.engine.loop import fit
 from dermalyze.engine.state import Record, TrainState
@@ -36,6 +40,7 @@ from dermalyze.evaluation.plots import save_figure, training_curves_figure
 from dermalyze.files import write_json
 from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.inference.forward import predict_probabilities
+from dermalyze.launch import launch_of
 from dermalyze.recipe import build
 from dermalyze.run_folder import (
     ORIGIN,
@@ -46,12 +51,13 @@ from dermalyze.run_folder import (
     redacted,
     save_config,
     software,
+    values_of_all_machines,
 )
 from dermalyze.schema import checked_run
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.history import HISTORY, write_history
 from dermalyze.tracking.run_lock import run_lock
-from dermalyze.tracking.tracker import Tracker, tracked
+from dermalyze.tracking.tracker import NoTracker, Tracker, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunData:
-    """The images of a run, the table they come with, who is in which part, and what a model is told.
+    """The images of a run, their table, who is in which part, and what a model is told.
 
     `encoding` is fitted on the training part. `training_store` holds the same rows as `store`, as
     training sees them: at `data.cache_size`.
@@ -102,6 +108,8 @@ class RunData:
 def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
     """Train one run in `folder`, from the start or from its latest checkpoint.
 
+    Where several processes were started together, all of them call this and one of them writes.
+
     Args:
         cfg: the composed config, checked here before any data is read.
         folder: exists; everything the run makes goes there.
@@ -113,21 +121,38 @@ def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
     """
     config = checked_run(cfg)
     training: Node = config["training"]
-    with run_lock(folder), Interruption() as interruption:
-        remove_leftovers(folder)
-        if not resume:
-            save_config(cfg, folder)
-            write_json(folder / ORIGIN, origin())
+    launch, device = launch_of(os.environ), choose_device(training["device"])
+    options = {name: training[name] for name in ("batch_size", "sync_batch_norm")}
+    raise_problems(rank_problems(launch, device, **options))
+    with (
+        joined(launch, device, timeout=training["rank_timeout"]) as ranks,
+        run_lock(folder) if ranks.is_writer else nullcontext(),
+        Interruption() as interruption,
+    ):
+        if ranks.is_writer:
+            remove_leftovers(folder)
+            if not resume:
+                save_config(cfg, folder)
+                write_json(folder / ORIGIN, origin())
         with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
-            return _train(cfg, config, folder, interruption)
+            return _train(cfg, config, folder, interruption, device, ranks)
 
 
-def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interruption) -> Outcome:
+def _train(
+    cfg: DictConfig,
+    config: Node,
+    folder: Path,
+    interruption: Interruption,
+    device: torch.device,
+    ranks: Ranks,
+) -> Outcome:
     training: Node = config["training"]
     threads = set_threads(training["threads"])
-    device = choose_device(training["device"])
     precision = choose_precision(training["amp"], device)
-    versions = software(device=str(device), threads=threads, precision=str(precision))
+    versions = {
+        **software(device=str(device), threads=threads, precision=str(precision)),
+        "ranks": ranks.size,
+    }
 
     data = load_data(config, device)
     checkpoints = RunCheckpoints(
@@ -149,6 +174,14 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             "disclaimer": DISCLAIMER,
         },
     )
+    ranks.refuse_differences(
+        {
+            **values_of_all_machines(config),
+            "fingerprint of the table": data.table.fingerprint,
+            "fingerprint of the split": data.split.fingerprint,
+            "a checkpoint to resume from": checkpoints.exist,
+        }
+    )
     if checkpoints.exist:  # the weights come from there; nothing is to be fetched again
         config = {**config, "model": _rebuildable(config["model"])}
     state, step = build(
@@ -159,23 +192,27 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
         num_classes=len(data.table.classes),
         encoding=data.encoding,
         precision=precision,
+        ranks=ranks,
     )
-    checkpoints.check_room(state)
     checkpoints.load_latest(state)
-    save_split(data.split, data.table.frame, folder)
-    tracker: Tracker = instantiate(config["tracking"], _convert_="all")
+    ranks.refuse_differences({"epoch": state.epoch, "step": state.step})
+    tracker: Tracker = NoTracker()
+    if ranks.is_writer:
+        checkpoints.check_room(state)
+        save_split(data.split, data.table.frame, folder)
+        tracker = instantiate(config["tracking"], _convert_="all")
     if state.finished:  # still, what a stopped server or process left unrecorded is recorded now
         logger.info("%s: this run is done; nothing is left to train", folder)
 
     def validate(model: nn.Module) -> Record:
-        rows = data.split.val
-        probs_NK = predict_probabilities(
-            model,
-            data.store,
-            rows,
-            batch_size=training["evaluation_batch_size"],
-            precision=precision,
-        )
+        rows, batch_size = data.split.val, training["evaluation_batch_size"]
+
+        def predict(rows_N: np.ndarray) -> np.ndarray:
+            return predict_probabilities(
+                model, data.store, rows_N, batch_size=batch_size, precision=precision
+            )
+
+        probs_NK = ranks.predicted(predict, rows, batch_size=batch_size)
         metrics = summary_metrics(data.table.labels[rows], probs_NK)
         return {f"val/{name}": value for name, value in metrics.items()}
 
@@ -201,11 +238,13 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             train_rows_N=data.split.train,
             sampler=instantiate(config["sampler"]),
             validate=validate,
-            checkpoints=checkpoints,
+            checkpoints=checkpoints if ranks.is_writer else NoCheckpoints(),
             sinks=[
                 lambda record: write_history(folder, state.history),
                 lambda record: tracker.log_metrics(record, step=int(record["epoch"] or 0)),
-            ],
+            ]
+            if ranks.is_writer
+            else [],
             interruption=interruption,
             epochs=training["epochs"],
             batch_size=training["batch_size"],
@@ -214,7 +253,8 @@ def _train(cfg: DictConfig, config: Node, folder: Path, interruption: Interrupti
             check_every_steps=training["check_every_steps"],
             checkpoint_every_steps=training["checkpoint_every_steps"],
         )
-        _log_results(tracker, folder, state)
+        if ranks.is_writer:
+            _log_results(tracker, folder, state)
     return _outcome(folder, state, tracker)
 
 
@@ -228,11 +268,10 @@ def load_data(config: Node, device: torch.device) -> RunData:
     preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
     columns = config["model"]["metadata"]["columns"]
     encoding = fit_encoding(table.frame.iloc[split.train], columns)
-    folder = config["paths"]["cache"]
-    store = training_store = open_store(table, preprocess, folder, device, encoding=encoding)
+    store = training_store = open_store(table, preprocess, cache, device, encoding=encoding)
     if data["cache_size"] not in (None, preprocess.image_size):
         stored = PreprocessSpec(image_size=data["cache_size"])
-        training_store = open_store(table, stored, folder, device, encoding=encoding)
+        training_store = open_store(table, stored, cache, device, encoding=encoding)
     logger.info(
         "data: %s, %d images: %d train, %d val, %d test, %d in no part (split %s)",
         table.name,

@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
     "training.checkpoint_every_steps",
     "training.device",
     "training.evaluation_batch_size",
+    "training.rank_timeout",
     "training.resume",
     "training.threads",
 )
@@ -150,6 +151,13 @@ def flat_parameters(node: Any, path: str = "") -> dict[str, str]:
     for name, value in items:
         flat |= flat_parameters(value, name)
     return flat
+
+
+def values_of_all_machines(config: dict[str, Any]) -> dict[str, str]:
+    """Return what every process of a run must be given alike; folders may lie elsewhere."""
+    own = ("data.root", "paths.", "tracking.")
+    values = flat_parameters(config)
+    return {name: value for name, value in values.items() if not name.startswith(own)}
 
 
 def redacted(node: Any, key: str = "") -> Any:

@@ -13,7 +13,7 @@ from dermalyze.command import command
 logger = logging.getLogger("dermalyze")
 
 
-@command("train")
+@command("train", by_many=True)
 def main(cfg: DictConfig) -> float:
     """Train; return the best value of `training.monitor`, which sweeps select by."""
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.

@@ -75,7 +75,14 @@ class BatchAugmentation:
             "cutout": cutout,
         }
 
-    def __call__(self, images_BCHW: Tensor, random: np.random.Generator, *, size: int) -> Tensor:
+    def __call__(
+        self,
+        images_BCHW: Tensor,
+        random: np.random.Generator,
+        *,
+        size: int,
+        positions_B: np.ndarray | None = None,
+    ) -> Tensor:
         """Return augmented copies of RGB images, `size` x `size` pixels.
 
         The warp takes them out of the pictures it is given, which may be larger, and the other
@@ -86,6 +93,7 @@ class BatchAugmentation:
             random: fresh for each batch; advanced by a row for each image, and by a child of its
                 seed sequence for each part.
             size: side of the result in pixels.
+            positions_B: of the images in the batch, where they are only some of it; None: all.
 
         Returns:
             float32 in [0, 255] (up to rounding) on the same device; without any part, the images
@@ -100,7 +108,9 @@ class BatchAugmentation:
                 f"wanted at {size}, and only the warp changes sizes. Choose an augmentation with "
                 "geometry, or data.cache_size=null."
             )
-        drawn = self.parameters(len(images_BCHW), random)
+        if positions_B is None:
+            positions_B = np.arange(len(images_BCHW))
+        drawn = self.parameters(positions_B, random)
         if not drawn:
             return images_BCHW
         images = images_BCHW.to(torch.float32, copy=True)
@@ -111,17 +121,21 @@ class BatchAugmentation:
                 images = part.apply(images, parameters)
         return images
 
-    def parameters(self, batch_size: int, random: np.random.Generator) -> list[tuple[Any, Any]]:
-        """Draw for a batch: the parts in use, in order, each with its parameters."""
+    def parameters(
+        self, positions_B: np.ndarray, random: np.random.Generator
+    ) -> list[tuple[Any, Any]]:
+        """Draw for positions of a batch: the parts in use, in order, each with its parameters."""
+        rows = int(positions_B.max()) + 1
         ends = np.cumsum(list(SHARED_COLUMNS.values()))
-        shared = np.split(random.random((batch_size, ends[-1])), ends[:-1], axis=1)
+        shared_BP = random.random((rows, ends[-1]))[positions_B]
+        shared = np.split(shared_BP, ends[:-1], axis=1)
         share_of = dict(zip(SHARED_COLUMNS, shared, strict=True))
         stream_of = dict(zip(STREAMS, random.spawn(len(STREAMS)), strict=True))
         drawn = []
         for name, part in self.parts.items():
             if part is None:
                 continue
-            own_BP = stream_of[name].random((batch_size, part.own_columns))
+            own_BP = stream_of[name].random((rows, part.own_columns))[positions_B]
             uniforms = [share_of[name], own_BP] if name in share_of else [own_BP]
             drawn.append((part, part.parameters(np.concatenate(uniforms, axis=1))))
         return drawn

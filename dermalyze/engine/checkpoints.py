@@ -22,6 +22,16 @@ from dermalyze.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
+class NoCheckpoints:
+    """Keeps nothing: for the ranks beside the one that writes."""
+
+    def save_latest(self, state: TrainState) -> None:
+        """Do nothing."""
+
+    def save_best(self, state: TrainState, model: nn.Module, weights: str) -> None:
+        """Do nothing."""
+
+
 class RunCheckpoints:
     """Writes and reads the checkpoints in a run's folder.
 
@@ -126,7 +136,7 @@ class RunCheckpoints:
                     f"{path}: made with another {key}.\n  checkpoint: {header.get(key)}\n"
                     f"  this run:   {self.about[key]}"
                 )
-        for key in ("threads", "device"):
+        for key in ("threads", "device", "ranks"):
             if header["software"].get(key) != self.about["software"][key]:
                 logger.warning(
                     "the run so far used %s=%s, now %s: the result will be as good, but not equal "

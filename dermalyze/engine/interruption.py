@@ -17,10 +17,13 @@ class Interruption:
 
     Signals reach only the main thread of a process; elsewhere (a launcher's worker thread) this
     context changes nothing.
+
+    Attributes:
+        signal: number of the one that asked to stop; 0: none did.
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -41,7 +44,7 @@ class Interruption:
         self._give_back()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.signal = number
         self._give_back()
         logger.warning(
             "%s: finishing the step and saving; once more stops at once",
@@ -56,9 +59,13 @@ class Interruption:
     @property
     def requested(self) -> bool:
         """Whether someone asked to stop."""
-        return self._signal is not None
+        return self.signal != 0
+
+    def heed(self, number: int) -> None:
+        """Take a signal to another process of the run as one's own; 0: there was none."""
+        self.signal = self.signal or number
 
     def stop_if_requested(self) -> None:
         """Raise `Interrupted` if someone asked to stop; the caller has saved."""
-        if self._signal is not None:
-            raise Interrupted(self._signal)
+        if self.signal:
+            raise Interrupted(self.signal)

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dermalyze.data.batches import Sampler, micro_batches
+from dermalyze.distributed import Ranks
 from dermalyze.engine.interruption import Interruption
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
@@ -68,7 +69,8 @@ def fit(
         sampler: the order of an epoch as a function of (seed, epoch).
         validate: model -> the metrics of an epoch's record, named `val/...`.
         sinks: each takes a finished epoch's record.
-        interruption: asked after each step whether to save and stop.
+        interruption: asked after each step whether to save and stop; by several ranks together,
+            each time the loss is read back.
         check_every_steps: how often the loss is read back, for the progress bar and to find out
             whether it is still finite.
         checkpoint_every_steps: save within epochs too, every so many optimiser steps.
@@ -78,6 +80,7 @@ def fit(
         Interrupted: after the state was saved.
     """
     labels_N = training_step.labels_N[train_rows_N]
+    ranks = training_step.ranks
 
     def windows_of(epoch: int) -> list[list[np.ndarray]]:
         order = train_rows_N[sampler.order(labels_N, seed=seed, epoch=epoch)]
@@ -88,14 +91,18 @@ def fit(
         started, first_step = time.monotonic(), state.step
         training_step.begin_epoch(state.epoch)
         state.train_mode()
-        with tqdm(
-            total=len(windows),
-            initial=state.step,
-            desc=f"epoch {state.epoch + 1}/{epochs}",
-            unit="step",
-            leave=False,
-            disable=None,
-        ) as progress:
+        upcoming = training_step.own_rows(windows[first_step:])
+        with (
+            training_step.store.reading_ahead(upcoming),
+            tqdm(
+                total=len(windows),
+                initial=state.step,
+                desc=f"epoch {state.epoch + 1}/{epochs}",
+                unit="step",
+                leave=False,
+                disable=None if ranks.is_writer else True,  # None: where nobody looks at a terminal
+            ) as progress,
+        ):
             while state.step < len(windows):
                 training_step(state, windows[state.step], state.step * accumulate)
                 state.step += 1
@@ -103,9 +110,10 @@ def fit(
                 saving = bool(
                     checkpoint_every_steps and state.global_step % checkpoint_every_steps == 0
                 )
+                checking = saving or state.step % check_every_steps == 0
                 # Asked once: a signal between saving and stopping waits for the next step.
-                asked_to_stop = interruption.requested
-                if saving or asked_to_stop or state.step % check_every_steps == 0:
+                asked_to_stop = _asked_to_stop(interruption, ranks, checking=checking)
+                if checking or asked_to_stop:
                     _refuse_non_finite(state, windows, training_step)
                     progress.set_postfix(loss=f"{_mean_loss(state, windows):.4f}")
                 if saving or asked_to_stop:
@@ -149,8 +157,22 @@ def fit(
                 state.stopping.monitor,
                 state.stopping.epochs_without_improvement,
             )
-        if not state.finished:  # a finished run has nothing left to stop
+        # A finished run has nothing left to stop.
+        if not state.finished and _asked_to_stop(interruption, ranks, checking=True):
             interruption.stop_if_requested()
+
+
+def _asked_to_stop(interruption: Interruption, ranks: Ranks, *, checking: bool) -> bool:
+    """Return whether any rank was asked to stop; all ranks get the same answer.
+
+    Asking each other takes a moment in which the device waits for the host, so several ranks do it
+    only at the steps where they wait anyway.
+    """
+    if ranks.size > 1:
+        if not checking:
+            return False
+        interruption.heed(max(ranks.gathered(interruption.signal)))
+    return interruption.requested
 
 
 def _keep_if_best(

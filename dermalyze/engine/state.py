@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ class TrainState:
 
     Attributes:
         model: what is trained: the raw weights.
+        wrapped: what makes of the model the one that training calls, once its stage has frozen
+            what it freezes; itself, but for several ranks.
         stages: one after another; the one that `epoch` lies in gives the optimiser.
         ema: the moving average of the weights, which then predicts in the model's place.
         last_epochs: the plain average of the weights at the ends of the last epochs.
@@ -36,9 +38,11 @@ class TrainState:
         history: one record for each finished epoch.
         best_record: that of the best model so far.
         finished: the last epoch is over, or early stopping ended the run.
+        training_model: the wrapped model, whose weights are those of `model`.
     """
 
     model: nn.Module
+    wrapped: Callable[[nn.Module], nn.Module]
     stages: Sequence[Stage]
     ema: WeightAverage | None
     last_epochs: LastEpochs | None
@@ -53,6 +57,7 @@ class TrainState:
     finished: bool = False
     stage: Stage = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    training_model: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         self._enter(self.stages[0])
@@ -108,6 +113,7 @@ class TrainState:
                 before.frozen.requires_grad_(requires_grad=before is not stage)
         self.stage = stage
         self.optimizer = stage.make_optimizer()
+        self.training_model = self.wrapped(self.model)
 
     def _costs(self) -> list[float]:
         """Return the monitored metric of the finished epochs of the stage; less is better."""

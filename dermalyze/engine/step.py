@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from dermalyze.augmentation.mixing import Mixing
 from dermalyze.compute import Precision, seed_network
 from dermalyze.data.batches import ImageStore
+from dermalyze.distributed import ALONE, Ranks
 from dermalyze.engine.state import TrainState
 from dermalyze.losses.loss import Loss
 from dermalyze.optim.parameter_groups import LR_SCALE
@@ -25,9 +26,21 @@ class Augmentation(Protocol):
     """Chance for whole batches of training images."""
 
     def __call__(
-        self, images_BCHW: torch.Tensor, random: np.random.Generator, *, size: int
+        self,
+        images_BCHW: torch.Tensor,
+        random: np.random.Generator,
+        *,
+        size: int,
+        positions_B: np.ndarray,
     ) -> torch.Tensor:
-        """Return images, `size` x `size` pixels, of uint8 ones that may be larger."""
+        """Return images, `size` x `size` pixels, of uint8 ones that may be larger.
+
+        Args:
+            images_BCHW: some of a batch, or all of it.
+            random: the same for all of the batch, whoever augments which of its images.
+            size: pixels of a side.
+            positions_B: of the images in the batch.
+        """
 
 
 class TrainingStep:
@@ -45,6 +58,7 @@ class TrainingStep:
         precision: number format of the forward pass.
         grad_clip: largest L2 norm of all gradients together; None leaves them.
         seed: the run's seed.
+        ranks: who share each batch.
     """
 
     def __init__(
@@ -61,6 +75,7 @@ class TrainingStep:
         precision: Precision,
         grad_clip: float | None,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         self.store = store
         self.labels_N = labels_N
@@ -75,27 +90,41 @@ class TrainingStep:
         self.precision = precision
         self.grad_clip = grad_clip
         self.seed = seed
+        self.ranks = ranks
 
     def __call__(self, state: TrainState, window: Sequence[np.ndarray], first_batch: int) -> None:
         """Do the step that is due and record its loss; nothing is read back from the device.
 
+        All ranks do it together, each on its share, and their states are equal after it.
+
         Args:
             state: its `step` is the one to do; it is not advanced here.
-            window: rows of the micro-batches whose gradients are added up. Each counts by its
-                share of the window's images, so a last, shorter window is a true mean too.
+            window: rows of the micro-batches, of all ranks, whose gradients are added up. Each
+                counts by its part of the window's images, so a last, shorter window is a true mean
+                too.
             first_batch: position of the window's first micro-batch in the epoch.
         """
         learning_rate = state.learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate * group.get(LR_SCALE, 1.0)
-        images_in_window = sum(len(rows) for rows in window)
+        images_in_window = sum(len(rows_B) for rows_B in window)
+        own_part = 0.0
         for offset, rows_B in enumerate(window):
-            share = len(rows_B) / images_in_window
-            loss, correct = self._forward(state, rows_B, first_batch + offset)
-            with statistics_kept(state.model) if self.recomputes else nullcontext():
-                state.scaler.scale(loss * share).backward()
-            state.step_losses_S[state.step] += loss.detach() * share
-            state.step_correct_S[state.step] += correct
+            share = self.ranks.share(len(rows_B))
+            part = share.images / images_in_window
+            own_part += part
+            is_last = offset == len(window) - 1
+            with self.ranks.accumulating(state.training_model, last=is_last):
+                loss, correct = self._forward(
+                    state, rows_B, first_batch + offset, share.positions_B
+                )
+                with statistics_kept(state.model) if self.recomputes else nullcontext():
+                    # The ranks' gradients are averaged, but belong to parts that add up.
+                    state.scaler.scale(loss * (part * self.ranks.size)).backward()
+            state.step_losses_S[state.step] += loss.detach() * part
+            state.step_correct_S[state.step] += correct * (share.images > 0)
+        if self.ranks.size > 1:
+            self._agree(state, own_part)
         if self.grad_clip is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
@@ -112,19 +141,45 @@ class TrainingStep:
     def inputs(
         self, epoch: int, windows: Sequence[Sequence[np.ndarray]]
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield what the model is given in an epoch, a batch after another."""
+        """Yield what the model is given in an epoch, a batch after another: whole batches."""
         batches = (rows_B for window in windows for rows_B in window)
         for batch, rows_B in enumerate(batches):
-            inputs, _ = self._batch(rows_B, epoch, batch)
+            inputs, _ = self._batch(rows_B, epoch, batch, ALONE.share(len(rows_B)).positions_B)
             yield inputs
 
+    def own_rows(self, windows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Return the rows of this rank's shares, in the order in which steps ask for them."""
+        batches = [rows_B for window in windows for rows_B in window]
+        return [rows_B[self.ranks.share(len(rows_B)).positions_B] for rows_B in batches]
+
+    def _agree(self, state: TrainState, own_part: float) -> None:
+        """Let loss, hits and BatchNorm's statistics be those of all ranks.
+
+        Each rank's running statistics count by its part of the window's images. Synchronised layers
+        have the same ones everywhere, and those that only predict have not changed.
+        """
+        statistics = [
+            buffer
+            for layer in state.model.modules()
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm)
+            for buffer in layer.buffers(recurse=False)
+            if layer.training and buffer.is_floating_point()
+        ]
+        if statistics:
+            torch._foreach_mul_(statistics, own_part)
+        hits = state.step_correct_S[state.step].float()
+        self.ranks.add_up([state.step_losses_S[state.step], hits, *statistics])
+        state.step_correct_S[state.step] = hits
+
     def _forward(
-        self, state: TrainState, rows_B: np.ndarray, batch: int
+        self, state: TrainState, rows_B: np.ndarray, batch: int, positions_B: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, target_BK = self._batch(rows_B, state.epoch, batch)
-        seed_network(self.seed, Purpose.NETWORK, state.epoch, batch)
+        inputs, target_BK = self._batch(rows_B, state.epoch, batch, positions_B)
+        # Dropout is drawn by the device, a batch at a time, so each rank has its own.
+        rank = () if self.ranks.size == 1 else (self.ranks.rank,)
+        seed_network(self.seed, Purpose.NETWORK, state.epoch, batch, *rank)
         with self.precision.autocast():
-            logits_BK = state.model(*inputs)
+            logits_BK = state.training_model(*inputs)
         # Losses are taken in float32: their logarithms lose too much in half precision.
         loss: torch.Tensor = self.loss(logits_BK.float(), target_BK)
         # Of a mixture, the class with the larger part counts as the true one.
@@ -132,14 +187,20 @@ class TrainingStep:
         return loss, correct
 
     def _batch(
-        self, rows_B: np.ndarray, epoch: int, batch: int
+        self, rows_B: np.ndarray, epoch: int, batch: int, positions_B: np.ndarray
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return what the model is given, augmented and mixed, and target_BK."""
+        """Return what the model is given, augmented and mixed, and target_BK.
+
+        Args:
+            rows_B: of the whole batch.
+            positions_B: in it, of the images that are wanted.
+        """
+        rows_B = rows_B[positions_B]
         size = self.image_size(epoch)
         images_BCHW, *metadata = self.store.inputs(rows_B)
         target_BK = self.targets_NK[torch.from_numpy(rows_B).to(self.store.device)]
         chance = generator(self.seed, Purpose.AUGMENTATION, epoch, batch)
-        images_BCHW = self.augment(images_BCHW, chance, size=size)
+        images_BCHW = self.augment(images_BCHW, chance, size=size, positions_B=positions_B)
         chance = generator(self.seed, Purpose.MIXING, epoch, batch)
         mix = self.mixing(chance, epoch=epoch, size=size)
         if mix is not None:

@@ -15,6 +15,7 @@ from dermalyze.augmentation.mixing import Mixing
 from dermalyze.checkpoint_file import read_checkpoint, write_checkpoint
 from dermalyze.compute import Precision
 from dermalyze.data.batches import ImageStore, UniformSampler
+from dermalyze.distributed import ALONE, Ranks
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
@@ -81,13 +82,20 @@ def seeded(*, seed: int = 0, norm: bool = True, dropout: float = 0.3) -> Net:
     return Net(norm=norm, dropout=dropout)
 
 
-def plain(images_BCHW: torch.Tensor, random: np.random.Generator, *, size: int) -> torch.Tensor:
+def plain(images_BCHW: torch.Tensor, random: np.random.Generator, **_: object) -> torch.Tensor:
     return images_BCHW
 
 
-def noisy(images_BCHW: torch.Tensor, random: np.random.Generator, *, size: int) -> torch.Tensor:
-    noise = torch.from_numpy(random.normal(0, 20, size=tuple(images_BCHW.shape))).float()
-    return images_BCHW + noise
+def noisy(
+    images_BCHW: torch.Tensor,
+    random: np.random.Generator,
+    *,
+    size: int,
+    positions_B: np.ndarray,
+) -> torch.Tensor:
+    shape = (positions_B.max() + 1, *images_BCHW.shape[1:])
+    noise_BCHW = random.normal(0, 20, size=shape)[positions_B]
+    return images_BCHW + torch.from_numpy(noise_BCHW).float()
 
 
 def schedule(step: int, costs: Sequence[float] = ()) -> float:
@@ -131,6 +139,7 @@ def make_state(
     stages: Callable[[nn.Module], Sequence[Stage]] | None = None,
     ema: float | None = None,
     last_epochs: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     net = model or seeded(seed=init)
 
@@ -140,6 +149,7 @@ def make_state(
     whole = [Stage("whole", 0, EPOCHS, rate, make_optimizer, None)]
     return TrainState(
         model=net,
+        wrapped=ranks.wrapped,
         stages=whole if stages is None else stages(net),
         ema=None if ema is None else WeightAverage(net, decay=ema),
         last_epochs=None
@@ -165,6 +175,7 @@ def make_step(**changes: Any) -> TrainingStep:
         "precision": Precision(CPU, None),
         "grad_clip": 1.0,
         "seed": SEED,
+        "ranks": ALONE,
     }
     return TrainingStep(**{**options, **changes})
 
@@ -209,7 +220,7 @@ def about(**changes: Any) -> dict[str, Any]:
         "preprocess": {"image_size": 8},
         "metadata": {"columns": []},
         "split_fingerprint": "abc",
-        "software": {"threads": 1, "device": "cpu"},
+        "software": {"threads": 1, "device": "cpu", "ranks": 1},
         **changes,
     }
 

@@ -143,7 +143,7 @@ def spans(values: np.ndarray, low: float, high: float, scale: str = "uniform") -
 
 
 def test_medium_draws_what_its_config_says() -> None:
-    drawn = composed("medium").parameters(DRAWS, np.random.default_rng(0))
+    drawn = composed("medium").parameters(np.arange(DRAWS), np.random.default_rng(0))
     geometry, colour, blur, cutout = (parameters for _, parameters in drawn)
 
     assert within_four_errors(geometry.flips_B2[:, 0], 0.5)
@@ -170,7 +170,7 @@ def test_medium_draws_what_its_config_says() -> None:
 
 
 def test_no_two_parameters_share_their_chance() -> None:
-    drawn = composed("heavy").parameters(DRAWS, np.random.default_rng(1))
+    drawn = composed("heavy").parameters(np.arange(DRAWS), np.random.default_rng(1))
     geometry, colour, blur, cutout = (parameters for _, parameters in drawn)
     everywhere = [
         *(getattr(geometry, field.name).reshape(DRAWS, -1) for field in fields(geometry)),
@@ -186,7 +186,7 @@ def test_no_two_parameters_share_their_chance() -> None:
 
 def test_medium_still_draws_what_it_drew_when_it_had_four_parts() -> None:
     """So that runs of earlier versions resume as they were: one row of 18 uniforms a position."""
-    drawn = composed("medium").parameters(9, np.random.default_rng(13))
+    drawn = composed("medium").parameters(np.arange(9), np.random.default_rng(13))
     geometry, colour, blur, cutout = (parameters for _, parameters in drawn)
     uniform_BP = np.random.default_rng(13).random((9, 18))
     np.testing.assert_array_equal(geometry.flips_B2, uniform_BP[:, :2] < [0.5, 0.3])
@@ -202,7 +202,7 @@ def test_medium_still_draws_what_it_drew_when_it_had_four_parts() -> None:
 
 
 def test_heavy_widens_medium_and_tilts_the_camera() -> None:
-    drawn = composed("heavy").parameters(DRAWS, np.random.default_rng(14))
+    drawn = composed("heavy").parameters(np.arange(DRAWS), np.random.default_rng(14))
     geometry, colour, blur, cutout = (parameters for _, parameters in drawn)
     assert within_four_errors(geometry.flips_B2[:, 0], 0.5)
     assert within_four_errors(geometry.flips_B2[:, 1], 0.5)
@@ -227,7 +227,7 @@ def test_heavy_widens_medium_and_tilts_the_camera() -> None:
 
 def test_domain_draws_artefacts_and_the_colours_of_devices() -> None:
     augmentation = composed("domain")
-    drawn = augmentation.parameters(DRAWS, np.random.default_rng(15))
+    drawn = augmentation.parameters(np.arange(DRAWS), np.random.default_rng(15))
     assert [type(part).__name__ for part, _ in drawn] == [
         *("Geometry", "Hair", "Ruler", "Bubbles", "Light", "Colour", "Field", "Blur")
     ]
@@ -249,7 +249,7 @@ def test_light_draws_flips_small_rotations_and_a_little_light() -> None:
     augmentation = composed("light")
     assert augmentation.parts["blur"] is None
     assert augmentation.parts["cutout"] is None
-    drawn = augmentation.parameters(DRAWS, np.random.default_rng(2))
+    drawn = augmentation.parameters(np.arange(DRAWS), np.random.default_rng(2))
     geometry, colour = (parameters for _, parameters in drawn)
     assert within_four_errors(geometry.flips_B2[:, 0], 0.5)
     assert within_four_errors(geometry.flips_B2[:, 1], 0.3)
@@ -276,7 +276,7 @@ def test_probabilities_0_and_1_mean_never_and_always(probability: float) -> None
         blur=Blur(**BLUR | {"probability": probability}),
         cutout=Cutout(**CUTOUT | {"probability": probability}),
     )
-    drawn = augmentation.parameters(1000, np.random.default_rng(0))
+    drawn = augmentation.parameters(np.arange(1000), np.random.default_rng(0))
     geometry, blur, cutout = (parameters for _, parameters in drawn)
     assert np.all(geometry.flips_B2 == bool(probability))
     assert len(blur.rows_N) == len(cutout.rows_N) == 1000 * probability
@@ -293,8 +293,8 @@ def test_an_image_does_not_depend_on_the_size_of_its_batch(name: str) -> None:
     for count in (1, 7, 23):
         small = augmentation(images[:count], np.random.default_rng(3), size=24)
         torch.testing.assert_close(small, large[:count], rtol=0, atol=1e-3)
-    few = augmentation.parameters(7, np.random.default_rng(3))
-    many = augmentation.parameters(40, np.random.default_rng(3))
+    few = augmentation.parameters(np.arange(7), np.random.default_rng(3))
+    many = augmentation.parameters(np.arange(40), np.random.default_rng(3))
     for (_, first), (_, second) in zip(few, many, strict=True):
         chosen = getattr(second, "rows_N", np.arange(40)) < 7
         for field in fields(first):
@@ -305,9 +305,13 @@ def test_an_image_does_not_depend_on_the_size_of_its_batch(name: str) -> None:
 
 def test_leaving_parts_out_does_not_change_artefacts() -> None:
     whole = composed("domain")
-    together = {type(p): drawn for p, drawn in whole.parameters(99, np.random.default_rng(4))}
+    together = {
+        type(p): drawn for p, drawn in whole.parameters(np.arange(99), np.random.default_rng(4))
+    }
     for name in ("hair", "ruler", "bubbles", "light", "field"):
-        alone = pipeline(**{name: whole.parts[name]}).parameters(99, np.random.default_rng(4))
+        alone = pipeline(**{name: whole.parts[name]}).parameters(
+            np.arange(99), np.random.default_rng(4)
+        )
         ((part, drawn),) = alone
         for field in fields(drawn):
             np.testing.assert_array_equal(
@@ -320,8 +324,8 @@ def test_leaving_a_part_out_does_not_change_the_others() -> None:
     part = pipeline(
         blur=whole.parts["blur"],
     )
-    (_, alone), *nothing = part.parameters(200, np.random.default_rng(4))
-    _, together = whole.parameters(200, np.random.default_rng(4))[2]
+    (_, alone), *nothing = part.parameters(np.arange(200), np.random.default_rng(4))
+    _, together = whole.parameters(np.arange(200), np.random.default_rng(4))[2]
     assert not nothing
     np.testing.assert_array_equal(alone.rows_N, together.rows_N)
     np.testing.assert_array_equal(alone.sigmas_N, together.sigmas_N)
@@ -373,7 +377,7 @@ def test_the_whole_is_torchvisions_chain_of_its_parts() -> None:
         cutout=Cutout(**CUTOUT | {"probability": 1.0}),
     )
     images = noise(6, 3, 44, 44, low=80, high=170).to(torch.uint8)
-    drawn = augmentation.parameters(6, np.random.default_rng(11))
+    drawn = augmentation.parameters(np.arange(6), np.random.default_rng(11))
     geometry, colour, blur, cutout = (parameters for _, parameters in drawn)
     expected = Geometry(**GEOMETRY).apply(images.float(), geometry, (44, 44))
     for row, image in enumerate(expected):
@@ -516,7 +520,7 @@ def test_all_moves_at_once_take_points_where_they_say() -> None:
     height, width = 48, 80
     half = np.array([width, height]) / 2
     augmentation = composed("heavy")
-    (_, parameters), *_ = augmentation.parameters(50, np.random.default_rng(16))
+    (_, parameters), *_ = augmentation.parameters(np.arange(50), np.random.default_rng(16))
     matrices_B33 = sampling_matrices(parameters, height, width)
     start = np.random.default_rng(17).uniform(-1, 1, (50, 2))
     for row, matrix in enumerate(matrices_B33):
@@ -534,7 +538,7 @@ def test_all_moves_at_once_take_points_where_they_say() -> None:
 
 
 def test_the_grid_of_homographies_is_torchs_where_they_are_affine() -> None:
-    (_, parameters), *_ = composed("medium").parameters(5, np.random.default_rng(18))
+    (_, parameters), *_ = composed("medium").parameters(np.arange(5), np.random.default_rng(18))
     matrices = torch.from_numpy(sampling_matrices(parameters, 20, 32)).float()
     assert torch.equal(matrices[:, 2], torch.tensor([0.0, 0.0, 1.0]).expand(5, 3))
     expected = F.affine_grid(matrices[:, :2], [5, 3, 20, 32], align_corners=False)
@@ -607,7 +611,7 @@ def test_blur_and_cutout_act_on_pixels_of_the_result() -> None:
         cutout=Cutout(**CUTOUT | {"probability": 1.0}),
     )
     images = noise(4, 3, 60, 60).to(torch.uint8)
-    drawn = augmentation.parameters(4, np.random.default_rng(12))
+    drawn = augmentation.parameters(np.arange(4), np.random.default_rng(12))
     geometry, blur, cutout = (parameters for _, parameters in drawn)
     expected = Geometry(**GEOMETRY).apply(images.float(), geometry, (32, 32))
     assert expected.shape == (4, 3, 32, 32)
@@ -788,7 +792,7 @@ def test_cutout_covers_its_share_within_the_image(
 
 
 def test_medium_covers_two_to_ten_percent_at_the_wanted_aspect() -> None:
-    _, parameters = composed("medium").parameters(DRAWS, np.random.default_rng(10))[-1]
+    _, parameters = composed("medium").parameters(np.arange(DRAWS), np.random.default_rng(10))[-1]
     top, bottom, left, right = rectangles(parameters, 224, 224).T
     share = (bottom - top) * (right - left) / 224**2
     assert np.abs(share - parameters.areas_N).max() < 0.5 * 100 / 224**2

@@ -160,7 +160,7 @@ def test_chance_is_named_by_seed_epoch_and_batch():
         drawn: list[float] = []
 
         def augment(
-            images_BCHW: torch.Tensor, random: np.random.Generator, *, size: int
+            images_BCHW: torch.Tensor, random: np.random.Generator, **_: object
         ) -> torch.Tensor:
             drawn.append(random.random())
             return images_BCHW
@@ -208,7 +208,7 @@ def test_dropout_draws_anew_in_every_batch_and_epoch():
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, CLASSES))
     seen: list[torch.Tensor] = []
     net[2].register_forward_pre_hook(lambda module, args: seen.append(args[0] == 0))
-    step = make_step(augment=lambda images, random, size: images.float() + 1)
+    step = make_step(augment=lambda images, random, **_: images.float() + 1)
     state = make_state(model=net)
     for state.epoch, batch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         step(state, [TRAIN[:4]], batch)
@@ -739,7 +739,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, key, value):
     assert differences(copied(state), before) == []
 
 
-@pytest.mark.parametrize(("key", "before", "now"), [("threads", 1, 2), ("device", "cpu", "cuda")])
+@pytest.mark.parametrize(
+    ("key", "before", "now"), [("threads", 1, 2), ("device", "cpu", "cuda"), ("ranks", 1, 4)]
+)
 def test_another_machine_is_told_but_taken(tmp_path, caplog, key, before, now):
     two_saved(tmp_path)
     software = {**about()["software"], key: now}

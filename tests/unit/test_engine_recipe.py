@@ -355,7 +355,9 @@ def test_sizes_grow_to_the_full_one_in_multiples_of_32():
 def test_the_augmentation_is_asked_for_the_epochs_size(tmp_path):
     asked: list[int] = []
 
-    def augment(images_BCHW: torch.Tensor, random: object, *, size: int) -> torch.Tensor:
+    def augment(
+        images_BCHW: torch.Tensor, random: object, *, size: int, positions_B: np.ndarray
+    ) -> torch.Tensor:
         asked.append(size)
         return images_BCHW
 

@@ -18,6 +18,7 @@ from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.distributed import ALONE
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import ConfigError
 from dermalyze.models.backbone import Backbone
@@ -363,6 +364,7 @@ def run_data(*, image_size: int) -> dict[str, Any]:
         "num_classes": len(HAM10000_CODES),
         "encoding": MetadataEncoding(columns=(), age=(0.0, 1.0), categories={}),
         "precision": Precision(torch.device("cpu"), None),
+        "ranks": ALONE,
     }
 
 

@@ -26,9 +26,11 @@ FLOORS = (
     # 0: words and chance
     {"errors", "files", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
-    {"config", "contradictions", "data", "evaluation", "frequency_correction", "run_folder"},
+    {"config", "contradictions", "data", "evaluation", "frequency_correction", "launch"}
+    | {"run_folder"},
     # 2: tensors, and checks of values that need the floor below
-    {"augmentation", "checkpoint_file", "compute", "data.batches", "losses", "models", "optim"}
+    {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
+    | {"models", "optim"}
     | {"schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
