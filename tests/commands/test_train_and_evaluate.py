@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -66,6 +67,33 @@ def test_a_run_and_its_evaluation(trained, python):
         "plots",
         "evaluation",
     } <= names
+
+
+def test_training_from_larger_pictures_is_judged_on_decoded_ones(python, tiny, trained, tmp_path):
+    python("-m", "dermalyze.train", *tiny, "data.cache_size=48", "hydra.run.dir=larger")
+    history = json.loads((tmp_path / "larger" / "training_history.json").read_text())
+    before = json.loads((trained / "training_history.json").read_text())
+    assert history[0]["train/loss"] != before[0]["train/loss"]
+    python("-m", "dermalyze.evaluate", "checkpoint=larger", "split=val")
+    report = json.loads((tmp_path / "larger/evaluation/val/evaluation_metrics.json").read_text())
+    header = read_checkpoint(tmp_path / "larger" / BEST)[1]
+    assert header["preprocess"]["image_size"] == 32
+    for name, value in header["validation_metrics"].items():
+        assert report["metrics"][name.removeprefix("val/")] == pytest.approx(value, abs=1e-6), name
+    sizes = {
+        np.load(array, mmap_mode="r").shape[1:]
+        for array in (tmp_path / "outputs" / "cache").glob("*/images.npy")
+    }
+    assert sizes == {(32, 32, 3), (48, 48, 3)}
+
+
+def test_a_cache_of_the_models_size_changes_nothing(python, tiny, trained, tmp_path):
+    python("-m", "dermalyze.train", *tiny, "data.cache_size=32", "hydra.run.dir=same")
+    history = json.loads((tmp_path / "same" / "training_history.json").read_text())
+    before = json.loads((trained / "training_history.json").read_text())
+    for record in (*history, *before):
+        del record["images_per_second"]
+    assert history == before
 
 
 def test_lesions_that_were_seen_are_refused(trained, python, phantoms):
