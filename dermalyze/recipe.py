@@ -82,14 +82,17 @@ def build(
     if training["compile"]:  # after the averages were copied from it; they predict uncompiled
         model.compile()
     counts = np.bincount(labels_N[train_rows_M], minlength=num_classes).tolist()
+    augment = instantiate(config["augmentation"], _convert_="all")
+    mixing = instantiate(config["mix"], total_epochs=training["epochs"])
     step = TrainingStep(
         store=store,
         labels_N=labels_N,
         num_classes=num_classes,
         loss=instantiate(config["loss"], class_counts=counts, _convert_="all"),
-        augment=instantiate(config["augmentation"], _convert_="all"),
+        augment=augment,
         image_size=image_sizes(config),
-        mixing=instantiate(config["mix"], total_epochs=training["epochs"]),
+        mixing=mixing,
+        images_change=not (augment.is_off and mixing.is_off),
         recomputes=training["grad_checkpointing"],
         precision=precision,
         grad_clip=training["grad_clip"],

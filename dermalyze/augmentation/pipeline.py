@@ -75,6 +75,11 @@ class BatchAugmentation:
             "cutout": cutout,
         }
 
+    @property
+    def is_off(self) -> bool:
+        """Whether images stay as they are."""
+        return all(part is None for part in self.parts.values())
+
     def __call__(
         self,
         images_BCHW: Tensor,

@@ -14,8 +14,6 @@ from dermalyze.data.cache import open_images
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.data.read_ahead import ReadAhead
-from dermalyze.data.samplers import Sampler as Sampler
-from dermalyze.data.samplers import UniformSampler as UniformSampler
 from dermalyze.data.table import LesionTable
 from dermalyze.errors import DataError
 
@@ -103,10 +101,13 @@ class ImageStore:
 
     def inputs(self, rows_B: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Return what a model is called with: images_BCHW, and metadata_BM where there is any."""
-        images_BCHW = self.batch(rows_B)
+        return self.batch(rows_B), *self.metadata(rows_B)
+
+    def metadata(self, rows_B: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Return (metadata_BM,), or nothing for a model that sees pixels alone."""
         if self._metadata_NM is None:
-            return (images_BCHW,)
-        return images_BCHW, self._metadata_NM[torch.from_numpy(rows_B).to(self.device)]
+            return ()
+        return (self._metadata_NM[torch.from_numpy(rows_B).to(self.device)],)
 
     def _gathered(self, rows_B: np.ndarray) -> torch.Tensor:
         # NumPy's gathering of whole rows takes a tenth of the time that torch's takes: 0.5 ms

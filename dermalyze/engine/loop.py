@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from dermalyze.data.batches import Sampler, micro_batches
+from dermalyze.data.batches import micro_batches
+from dermalyze.data.samplers import Sampler
 from dermalyze.distributed import Ranks
 from dermalyze.engine.interruption import Interruption
+from dermalyze.engine.progress import mean_loss, refuse_non_finite, report
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
-from dermalyze.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,6 @@ class Checkpoints(Protocol):
 
     def save_best(self, state: TrainState, model: nn.Module, weights: str) -> None:
         """Keep the model to predict with, of the epoch whose record is the state's best."""
-
-
-class NonFiniteLossError(DataError):
-    """The loss or a weight was infinite or not a number; the last good checkpoint is intact."""
 
 
 def epoch_windows(
@@ -89,9 +85,9 @@ def fit(
     while not state.finished:
         windows = windows_of(state.epoch)
         started, first_step = time.monotonic(), state.step
-        training_step.begin_epoch(state.epoch)
+        training_step.begin_epoch(state, train_rows_N)
         state.train_mode()
-        upcoming = training_step.own_rows(windows[first_step:])
+        upcoming = training_step.rows_to_read(windows[first_step:])
         with (
             training_step.store.reading_ahead(upcoming),
             tqdm(
@@ -114,26 +110,25 @@ def fit(
                 # Asked once: a signal between saving and stopping waits for the next step.
                 asked_to_stop = _asked_to_stop(interruption, ranks, checking=checking)
                 if checking or asked_to_stop:
-                    _refuse_non_finite(state, windows, training_step)
-                    progress.set_postfix(loss=f"{_mean_loss(state, windows):.4f}")
+                    refuse_non_finite(state, windows, training_step)
+                    progress.set_postfix(loss=f"{mean_loss(state, windows):.4f}")
                 if saving or asked_to_stop:
                     checkpoints.save_latest(state)
                 if asked_to_stop:
                     interruption.stop_if_requested()
-        _refuse_non_finite(state, windows, training_step)
+        refuse_non_finite(state, windows, training_step)
         seconds = time.monotonic() - started
         images = sum(len(rows) for window in windows[first_step:] for rows in window)
 
         record: Record = {
             "epoch": state.epoch + 1,
-            "train/loss": _mean_loss(state, windows),
+            "train/loss": mean_loss(state, windows),
             "train/accuracy": int(state.step_correct_S.sum()) / len(train_rows_N),
             **validate(state.predictor),
             "lr": state.learning_rate(state.step - 1),
             "images_per_second": images / seconds if images else None,
         }
-        weights = "raw" if state.ema is None else "moving average"
-        improved = _keep_if_best(state, record, state.predictor, weights, checkpoints)
+        improved = _keep_if_best(state, record, state.predictor, state.predicts_by, checkpoints)
         if state.last_epochs is not None:
             state.last_epochs.take_in(state.model, state.epoch)
             if state.epoch == state.last_epochs.last_epoch:
@@ -143,15 +138,12 @@ def fit(
                 improved |= _keep_if_best(state, other, model, "average of epochs", checkpoints)
                 record |= {f"average_of_epochs/{name}": value for name, value in metrics.items()}
         state.history.append(record)
-        # The weights of an earlier stage wait for the next one, however long that takes.
-        stopped_early = state.is_in_last_stage and state.stopping.should_stop
-        state.begin_next_epoch()
-        state.finished = state.epoch >= epochs or stopped_early
+        out_of_patience = state.begin_next_epoch(epochs)
         for sink in sinks:
             sink(record)
         checkpoints.save_latest(state)
-        _report(record, epochs, improved)
-        if stopped_early and state.epoch < epochs:
+        report(record, epochs, improved)
+        if out_of_patience and state.epoch < epochs:
             logger.info(
                 "stopped early: %s has not improved for %d epochs",
                 state.stopping.monitor,
@@ -184,51 +176,3 @@ def _keep_if_best(
         state.best_record = record
         checkpoints.save_best(state, model, weights)
     return improved
-
-
-def _mean_loss(state: TrainState, windows: list[list[np.ndarray]]) -> float:
-    """Return the mean training loss an image, over the steps done in this epoch."""
-    images_S = torch.tensor([sum(len(rows) for rows in window) for window in windows[: state.step]])
-    losses_S = state.step_losses_S[: state.step].cpu().double()
-    return float((losses_S * images_S).sum() / images_S.sum())
-
-
-def _refuse_non_finite(
-    state: TrainState, windows: list[list[np.ndarray]], training_step: TrainingStep
-) -> None:
-    finite_S = torch.isfinite(state.step_losses_S[: state.step]).cpu()
-    if not bool(finite_S.all()):
-        step = int((~finite_S).nonzero()[0])
-        what = f"the loss became {float(state.step_losses_S[step])}"
-    elif not bool(torch.isfinite(nn.utils.get_total_norm(state.model.parameters()))):
-        # A finite loss can have a gradient that is not. The next loss would tell, but by then
-        # the broken weights may be saved.
-        step, what = state.step - 1, "the weights became infinite or not a number"
-    else:
-        return
-    names = [training_step.store.image_ids[row] for rows in windows[step] for row in rows]
-    raise NonFiniteLossError(
-        f"{what} in epoch {state.epoch + 1}, step {step + 1} (images {', '.join(names)}). Nothing "
-        "of it was saved. Lower optimizer.lr, set training.grad_clip=1.0 or training.amp=off; then "
-        "resume from the last checkpoint or start again."
-    )
-
-
-def _report(record: Record, epochs: int, improved: bool) -> None:
-    def shown(name: str, digits: int = 4) -> str:
-        value = record.get(name)
-        return "n/a" if value is None else f"{value:.{digits}f}"
-
-    logger.info(
-        "epoch %d/%d  train loss %s  val loss %s  balanced accuracy %s  macro F1 %s  macro AUC %s"
-        "  %s images/s%s",
-        record["epoch"],
-        epochs,
-        shown("train/loss"),
-        shown("val/loss"),
-        shown("val/balanced_accuracy"),
-        shown("val/macro_f1"),
-        shown("val/macro_auc"),
-        shown("images_per_second", 0),
-        "  (best)" if improved else "",
-    )

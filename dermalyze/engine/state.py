@@ -78,14 +78,14 @@ class TrainState:
         return self.stage.schedule(epochs * self.steps_per_epoch + step, self._costs())
 
     @property
-    def is_in_last_stage(self) -> bool:
-        """Whether no other stage follows."""
-        return self.stage is self.stages[-1]
-
-    @property
     def predictor(self) -> nn.Module:
         """The weights that are validated, selected and predict."""
         return self.model if self.ema is None else self.ema.module
+
+    @property
+    def predicts_by(self) -> str:
+        """In words, which weights the predictor has."""
+        return "raw" if self.ema is None else "moving average"
 
     def train_mode(self) -> None:
         """Put the model into training mode, but for what the stage keeps frozen."""
@@ -93,8 +93,16 @@ class TrainState:
         if self.stage.frozen is not None:
             self.stage.frozen.eval()
 
-    def begin_next_epoch(self) -> None:
-        """Go on to step 0 of the next epoch, in the stage that it lies in."""
+    def begin_next_epoch(self, epochs: int) -> bool:
+        """Go on to step 0 of the next epoch, in the stage that it lies in, or finish.
+
+        Returns whether patience ended the run. It ends the last stage only: the weights of an
+        earlier one wait for the next.
+
+        Args:
+            epochs: of the whole run.
+        """
+        is_out_of_patience = self.stage is self.stages[-1] and self.stopping.should_stop
         self.epoch += 1
         self.step = 0
         self.step_losses_S.zero_()
@@ -102,6 +110,8 @@ class TrainState:
         if self._stage_of_epoch() is not self.stage:
             self._enter(self._stage_of_epoch())
             self.stopping.epochs_without_improvement = 0
+        self.finished = self.epoch >= epochs or is_out_of_patience
+        return is_out_of_patience
 
     def _stage_of_epoch(self) -> Stage:
         return [stage for stage in self.stages if stage.first_epoch <= self.epoch][-1]

@@ -16,6 +16,7 @@ from dermalyze.augmentation.mixing import Mixing
 from dermalyze.compute import Precision, seed_network
 from dermalyze.data.batches import ImageStore
 from dermalyze.distributed import ALONE, Ranks
+from dermalyze.engine.frozen_maps import FrozenMaps, maps_if_they_fit
 from dermalyze.engine.state import TrainState
 from dermalyze.losses.loss import Loss
 from dermalyze.optim.parameter_groups import LR_SCALE
@@ -54,6 +55,7 @@ class TrainingStep:
         augment: whole uint8 batches in, images of `image_size` out.
         image_size: epoch -> pixels of a side as the model sees them; the store's may be larger.
         mixing: what is done to whole batches and their labels after that.
+        images_change: whether an image may look different from epoch to epoch.
         recomputes: whether the backward pass runs layers of the forward pass again.
         precision: number format of the forward pass.
         grad_clip: largest L2 norm of all gradients together; None leaves them.
@@ -71,6 +73,7 @@ class TrainingStep:
         augment: Augmentation,
         image_size: Callable[[int], int],
         mixing: Mixing,
+        images_change: bool,
         recomputes: bool,
         precision: Precision,
         grad_clip: float | None,
@@ -86,11 +89,13 @@ class TrainingStep:
         self.augment = augment
         self.image_size = image_size
         self.mixing = mixing
+        self.images_change = images_change
         self.recomputes = recomputes
         self.precision = precision
         self.grad_clip = grad_clip
         self.seed = seed
         self.ranks = ranks
+        self.maps: FrozenMaps | None = None
 
     def __call__(self, state: TrainState, window: Sequence[np.ndarray], first_batch: int) -> None:
         """Do the step that is due and record its loss; nothing is read back from the device.
@@ -134,9 +139,20 @@ class TrainingStep:
         if state.ema is not None:
             state.ema.update(state.model, step=state.global_step)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Let the loss become that of an epoch, counted from 0."""
-        self.loss.begin_epoch(epoch)
+    def begin_epoch(self, state: TrainState, rows_N: np.ndarray) -> None:
+        """Let the loss become that of the state's epoch, and do beforehand what its stage allows.
+
+        Where a frozen backbone sees the same images in every epoch, its maps are computed once.
+
+        Args:
+            state: at any step of the epoch.
+            rows_N: all rows that the epoch can draw from.
+        """
+        self.loss.begin_epoch(state.epoch)
+        if state.stage.frozen is None or self.images_change or self.ranks.size > 1:
+            self.maps = None
+        elif self.maps is None:
+            self.maps = maps_if_they_fit(state.model, self.store, rows_N, precision=self.precision)
 
     def inputs(
         self, epoch: int, windows: Sequence[Sequence[np.ndarray]]
@@ -147,8 +163,10 @@ class TrainingStep:
             inputs, _ = self._batch(rows_B, epoch, batch, ALONE.share(len(rows_B)).positions_B)
             yield inputs
 
-    def own_rows(self, windows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """Return the rows of this rank's shares, in the order in which steps ask for them."""
+    def rows_to_read(self, windows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Return the rows whose images this rank's steps will ask for, batch by batch, in order."""
+        if self.maps is not None:
+            return []
         batches = [rows_B for window in windows for rows_B in window]
         return [rows_B[self.ranks.share(len(rows_B)).positions_B] for rows_B in batches]
 
@@ -174,17 +192,26 @@ class TrainingStep:
     def _forward(
         self, state: TrainState, rows_B: np.ndarray, batch: int, positions_B: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, target_BK = self._batch(rows_B, state.epoch, batch, positions_B)
         # Dropout is drawn by the device, a batch at a time, so each rank has its own.
         rank = () if self.ranks.size == 1 else (self.ranks.rank,)
+        model: Callable[..., torch.Tensor]
+        if self.maps is None:
+            model = state.training_model
+            inputs, target_BK = self._batch(rows_B, state.epoch, batch, positions_B)
+        else:
+            model = self.maps.classify
+            inputs, target_BK = self.maps.inputs(rows_B), self._targets(rows_B)
         seed_network(self.seed, Purpose.NETWORK, state.epoch, batch, *rank)
         with self.precision.autocast():
-            logits_BK = state.training_model(*inputs)
+            logits_BK = model(*inputs)
         # Losses are taken in float32: their logarithms lose too much in half precision.
         loss: torch.Tensor = self.loss(logits_BK.float(), target_BK)
         # Of a mixture, the class with the larger part counts as the true one.
         correct = (logits_BK.detach().argmax(1) == target_BK.argmax(1)).sum()
         return loss, correct
+
+    def _targets(self, rows_B: np.ndarray) -> torch.Tensor:
+        return self.targets_NK[torch.from_numpy(rows_B).to(self.store.device)]
 
     def _batch(
         self, rows_B: np.ndarray, epoch: int, batch: int, positions_B: np.ndarray
@@ -198,7 +225,7 @@ class TrainingStep:
         rows_B = rows_B[positions_B]
         size = self.image_size(epoch)
         images_BCHW, *metadata = self.store.inputs(rows_B)
-        target_BK = self.targets_NK[torch.from_numpy(rows_B).to(self.store.device)]
+        target_BK = self._targets(rows_B)
         chance = generator(self.seed, Purpose.AUGMENTATION, epoch, batch)
         images_BCHW = self.augment(images_BCHW, chance, size=size, positions_B=positions_B)
         chance = generator(self.seed, Purpose.MIXING, epoch, batch)

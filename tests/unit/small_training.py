@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from dermalyze.augmentation.mixing import Mixing
 from dermalyze.checkpoint_file import read_checkpoint, write_checkpoint
 from dermalyze.compute import Precision
-from dermalyze.data.batches import ImageStore, UniformSampler
+from dermalyze.data.batches import ImageStore
+from dermalyze.data.samplers import UniformSampler
 from dermalyze.distributed import ALONE, Ranks
-from dermalyze.engine.checkpoints import RunCheckpoints
+from dermalyze.engine.checkpoints import NoCheckpoints, RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
 from dermalyze.engine.last_epochs import LastEpochs
@@ -38,7 +39,7 @@ STORE = ImageStore(
     images_NHWC=PIXELS, image_ids=[f"ISIC_{row:03}" for row in range(IMAGES)], device=CPU
 )
 
-STEP_OPTIONS = ("loss", "augment", "mixing", "image_size", "recomputes")
+STEP_OPTIONS = ("loss", "augment", "mixing", "image_size", "recomputes", "ranks")
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
@@ -171,6 +172,7 @@ def make_step(**changes: Any) -> TrainingStep:
         "augment": noisy,
         "image_size": lambda epoch: 8,
         "mixing": mixing(),
+        "images_change": True,
         "recomputes": False,
         "precision": Precision(CPU, None),
         "grad_clip": 1.0,
@@ -248,8 +250,9 @@ def train(
     checkpoints = RunCheckpoints(folder=folder, about=about())
     checkpoints.load_latest(state)
     step_options = {name: changes.pop(name) for name in STEP_OPTIONS if name in changes}
+    step = make_step(**step_options)
     options: dict[str, Any] = {
-        "training_step": make_step(**step_options),
+        "training_step": step,
         "train_rows_N": TRAIN,
         "sampler": UniformSampler(),
         "validate": validate,
@@ -263,7 +266,7 @@ def train(
     with interruption or Interruption() as asked:
         fit(
             state,
-            checkpoints=checkpoints,
+            checkpoints=checkpoints if step.ranks.is_writer else NoCheckpoints(),
             sinks=sinks,
             interruption=asked,
             **{**options, **changes},

@@ -117,7 +117,7 @@ class Trial:
         windows = epoch_windows(
             TRAIN, batch_size=training["batch_size"], accumulate=training["accumulate"]
         )
-        self.step.begin_epoch(self.state.epoch)
+        self.step.begin_epoch(self.state, TRAIN)
         self.state.train_mode()
         self.step(self.state, windows[self.state.step], self.state.step * training["accumulate"])
         self.state.step += 1

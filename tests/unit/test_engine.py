@@ -46,11 +46,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from dermalyze.checkpoint_file import previous_of, read_checkpoint
-from dermalyze.data.batches import UniformSampler
+from dermalyze.data.samplers import UniformSampler
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.interruption import Interruption
-from dermalyze.engine.loop import NonFiniteLossError, epoch_windows
+from dermalyze.engine.loop import epoch_windows
+from dermalyze.engine.progress import NonFiniteLossError
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import CheckpointError, DataError, Interrupted
@@ -234,7 +235,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_been(tmp_path, optimizer, sc
             if state.step == STEPS:
                 state.history.append({"epoch": state.epoch + 1, "val/loss": 1 / 3, "x": None})
                 state.stopping.update(state.history[-1])
-                state.begin_next_epoch()
+                state.begin_next_epoch(EPOCHS)
 
     go_on(state, 8)
     path = tmp_path / "x.safetensors"
