@@ -62,6 +62,12 @@ def command_in(folder: Path) -> Command:
     return run
 
 
+@pytest.fixture(scope="session")
+def python_in() -> Callable[[Path], Command]:
+    """For fixtures that outlive a test: run `python ARGS` in a given folder."""
+    return command_in
+
+
 @pytest.fixture
 def python(tmp_path: Path) -> Command:
     """Run `python ARGS` in an empty folder."""
