@@ -44,7 +44,6 @@ def command(config_name: str, *, by_many: bool = False) -> Callable[[Task], Call
     def decorate(task: Task) -> Callable[[], None]:
         @wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            _tell_folder(launch_of(os.environ), HydraConfig.get().runtime.output_dir)
             in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
             try:
                 return task(cfg)
@@ -86,14 +85,13 @@ def command(config_name: str, *, by_many: bool = False) -> Callable[[Task], Call
                 launch = launch_of(os.environ)
                 _refuse_together(launch, config_name, by_many=by_many)
             except ConfigError as error:
-                print(error, file=sys.stderr)
+                if os.environ.get("RANK", "0") == "0":
+                    print(error, file=sys.stderr)
                 raise SystemExit(2) from error
-            if launch.rank > 0 and not _joins(launch):
-                return
-            try:
+            if launch.size == 1:
                 answer()
-            finally:  # whoever still waits for a folder waits in vain
-                _tell_folder(launch, "")
+            else:
+                _answer_together(launch, answer)
 
         return main
 
@@ -116,22 +114,19 @@ def _refuse_together(launch: Launch, config_name: str, *, by_many: bool) -> None
         )
 
 
-def _tell_folder(launch: Launch, folder: str) -> None:
-    """Let the processes that were started with this one join it in its folder; empty: nowhere."""
-    if launch.size > 1 and launch.rank == 0:
-        from dermalyze.distributed import tell_folder
+def _answer_together(launch: Launch, answer: Callable[[], None]) -> None:
+    """Answer as the first of several processes, or join it as one that says errors alone."""
+    from dermalyze.distributed import tell_folder, told_folder
 
-        tell_folder(folder)
-
-
-def _joins(launch: Launch) -> bool:
-    """Make the command line that of a process which writes no file and says errors alone.
-
-    Returns False where the first process trains nothing: it has answered, or refused.
-    """
-    from dermalyze.distributed import told_folder
-
+    if launch.rank == 0:
+        try:
+            answer()
+        finally:  # where it trained nothing, the others still wait for its folder
+            tell_folder("")
+        return
     folder = told_folder()
+    if not folder:  # the first process has shown something, or said what is wrong
+        return
     log = "hydra.job_logging"
     quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
     sys.argv += [
@@ -141,7 +136,7 @@ def _joins(launch: Launch) -> bool:
         f"{log}.root.level=ERROR",
         f"{log}.formatters.simple.format='[%(asctime)s] rank {launch.rank}: %(message)s'",
     ]
-    return bool(folder)
+    answer()
 
 
 def _mendable(error: BaseException | None) -> DermalyzeError | None:

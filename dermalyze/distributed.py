@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from dermalyze.errors import ConfigError, Interrupted
+from dermalyze.errors import ConfigError, DermalyzeError, Interrupted
 from dermalyze.launch import Launch
 
 _FOLDER, _DONE = "folder", "done"  # keys of the meeting place
+
+
+class RankLostError(DermalyzeError):
+    """Another process of the run has ended or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,9 @@ def rank_problems(
 
 
 @contextmanager
-def joined(launch: Launch, device: torch.device, *, timeout: float) -> Iterator[Ranks]:
+def joined(
+    launch: Launch, device: torch.device, *, folder: Path, timeout: float
+) -> Iterator[Ranks]:
     """Within this context, the processes of a launch can talk to each other.
 
     The others leave it after the writer has, so that no launcher ends the writer at its work. After
@@ -188,12 +195,17 @@ def joined(launch: Launch, device: torch.device, *, timeout: float) -> Iterator[
     Args:
         launch: which process this is.
         device: of the run; each process gets its own GPU.
-        timeout: seconds to wait for the others at any one time, before an error says that they do
-            not answer.
+        folder: of the run; the first process tells the others, see `told_folder`.
+        timeout: seconds to wait for the others at any one time.
+
+    Raises:
+        RankLostError: one of the others has ended, or does not answer in time.
     """
     if launch.size == 1:
         yield ALONE
         return
+    if launch.rank == 0:
+        tell_folder(str(folder))
     if device.type == "cuda":
         torch.cuda.set_device(launch.local_rank)
     dist.init_process_group(
@@ -208,6 +220,14 @@ def joined(launch: Launch, device: torch.device, *, timeout: float) -> Iterator[
         yield Ranks(launch.rank, launch.size)
     except Interrupted as stop:
         stopped = stop
+    except RuntimeError as error:  # torch has no narrower type for what gloo raises
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise RankLostError(
+            "another process of the run has ended, or has not answered for "
+            f"training.rank_timeout={timeout:g} seconds. Its own message says why, on its machine. "
+            f"Mend that and resume. ({str(error).splitlines()[0]})"
+        ) from error
     if launch.rank == 0:
         meeting_place().set(_DONE, "")
     else:

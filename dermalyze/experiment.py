@@ -125,7 +125,7 @@ def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
     options = {name: training[name] for name in ("batch_size", "sync_batch_norm")}
     raise_problems(rank_problems(launch, device, **options))
     with (
-        joined(launch, device, timeout=training["rank_timeout"]) as ranks,
+        joined(launch, device, folder=folder, timeout=training["rank_timeout"]) as ranks,
         run_lock(folder) if ranks.is_writer else nullcontext(),
         Interruption() as interruption,
     ):

@@ -140,7 +140,7 @@ def begin(rank: int, size: int, port: int, work: Work, folder: Path) -> None:
     told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    with joined(launch_of(os.environ), CPU, timeout=60) as ranks:
+    with joined(launch_of(os.environ), CPU, folder=folder, timeout=60) as ranks:
         torch.save(work(ranks, folder), folder / f"{rank}.pt")
 
 
