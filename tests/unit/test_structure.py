@@ -37,7 +37,7 @@ FLOORS = (
     # 4: from a run's config to what it trains with
     {"recipe"},
     # 5: what wires a command together
-    {"assessment", "command", "comparison", "experiment"},
+    {"assessment", "benchmarks", "command", "comparison", "experiment"},
     # 6: the commands
     {"benchmark", "compare", "evaluate", "prepare", "show_augmentation", "show_schedule", "train"},
 )

@@ -1,0 +1,1 @@
+"""Speed against a peer, measured side by side: one file a part."""
