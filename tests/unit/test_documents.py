@@ -39,7 +39,7 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for path in [*DOCUMENTS, *HEADERS]:
         for line in path.read_text(encoding="utf-8").splitlines():
-            call = re.search(r"python -m dermalyze\.(\w+)((?: [^#`|;]*)?)", line)
+            call = re.search(r" -m dermalyze\.(\w+)((?: [^#`|;]*)?)", line)
             if call and "=" in call[2]:
                 found.append((call[1], re.split(r" {2,}| &&| \\", call[2].lstrip())[0].strip()))
     return sorted(set(found))
