@@ -102,7 +102,8 @@ def interval(values_D: Floats, *, level: float) -> Interval | None:
     """Return the interval that holds the middle `level` of the draws: the percentile bootstrap.
 
     Draws in which the value is undefined (NaN) are left out and missing from `Interval.draws`.
-    None if it is undefined in all.
+    None if it is undefined in all. The calibration error of a draw comes out too large, since noise
+    within a bin adds to it and a draw has more of it than the images: its interval lies high.
 
     Args:
         values_D: a metric, or the difference of two models' metric, in each draw.
