@@ -131,7 +131,11 @@ def resumed_config(composed: DictConfig, folder: Path, overrides: list[str]) -> 
 
 
 def _is_free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    return _is_below(name, FREE_ON_RESUME)
+
+
+def _is_below(name: str, keys: tuple[str, ...]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
 def _flat(cfg: DictConfig) -> dict[str, str]:
@@ -155,9 +159,9 @@ def flat_parameters(node: Any, path: str = "") -> dict[str, str]:
 
 def values_of_all_machines(config: dict[str, Any]) -> dict[str, str]:
     """Return what every process of a run must be given alike; folders may lie elsewhere."""
-    own = ("data.root", "paths.", "tracking.")
+    own = ("data.root", "paths", "tracking")
     values = flat_parameters(config)
-    return {name: value for name, value in values.items() if not name.startswith(own)}
+    return {name: value for name, value in values.items() if not _is_below(name, own)}
 
 
 def redacted(node: Any, key: str = "") -> Any:

@@ -54,10 +54,6 @@ def test_two_processes_equal_one(python, torchrun, tiny, tmp_path):
         expected, _ = read_checkpoint(one / name)
         assert header["software"]["ranks"] == 2
         torch.testing.assert_close(tensors, expected, rtol=0, atol=1e-5)
-        start = [
-            value for key, value in tensors.items() if key.endswith("blocks.0.attn.qkv.weight")
-        ]
-        assert start
     assert len(expected["epoch/step_losses"]) * 2 == 10
     histories = [json.loads((run / "training_history.json").read_text()) for run in (one, two)]
     for record, other in zip(*map(without_timing, histories), strict=True):

@@ -286,6 +286,16 @@ def test_probabilities_0_and_1_mean_never_and_always(probability: float) -> None
 
 
 @pytest.mark.parametrize("name", ["medium", "heavy", "domain"])
+def test_some_images_of_a_batch_become_what_they_become_in_the_whole(name: str) -> None:
+    """Whoever augments which of them; rounding differs with the number of images at once."""
+    images_BCHW = noise(11, 3, 24, 24).to(torch.uint8)
+    whole = composed(name)(images_BCHW, np.random.default_rng(5), size=24)
+    for own in (np.array([0, 1, 6, 7]), np.array([2, 3, 8, 9, 10])):
+        part = composed(name)(images_BCHW[own], np.random.default_rng(5), size=24, positions_B=own)
+        torch.testing.assert_close(part, whole[own], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["medium", "heavy", "domain"])
 def test_an_image_does_not_depend_on_the_size_of_its_batch(name: str) -> None:
     images = noise(40, 3, 24, 24).to(torch.uint8)
     augmentation = composed(name)

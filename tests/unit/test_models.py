@@ -18,7 +18,7 @@ from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.metadata_features import MetadataEncoding
-from dermalyze.distributed import ALONE
+from dermalyze.distributed import ALONE, Ranks
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import ConfigError
 from dermalyze.models.backbone import Backbone
@@ -406,3 +406,37 @@ def test_one_training_step_of_the_default_model(head):
         assert attention.shape == (2, 7, 7)
         assert attention.min() >= 0
         torch.testing.assert_close(attention.sum(dim=(1, 2)), torch.ones(2))
+
+
+class Unwrapped(Ranks):
+    """Several ranks of which this process is the only one; nothing may be exchanged."""
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+def test_synchronised_batch_norm_keeps_the_activations_inside_timms_layers():
+    overrides = ["model.backbone=test_efficientnet", "model.pretrained=false", "data.image_size=32"]
+    data = run_data(image_size=32)
+
+    def model(*more: str, size: int) -> nn.Module:
+        config = checked_run(composed("model=timm", *overrides, *more, head="simple"))
+        return build(config, **{**data, "ranks": Unwrapped(0, size)})[0].model.eval()
+
+    asked = "training.sync_batch_norm=true"
+    plain, several, alone = model(size=2), model(asked, size=2), model(asked, size=1)
+    kinds = [
+        {
+            type(module)
+            for module in each.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        for each in (plain, several, alone)
+    ]
+    assert not any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds[0] | kinds[2])
+    assert all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds[1])
+    assert kinds[0] == kinds[2]
+    assert kinds[1]
+    images = data["store"].batch(np.arange(14))
+    with torch.inference_mode():
+        assert torch.equal(several(images), plain(images))

@@ -28,6 +28,7 @@ from dermalyze.run_folder import (
     resumed_config,
     save_config,
     software,
+    values_of_all_machines,
     working_directory,
 )
 from dermalyze.schema import checked_run
@@ -227,6 +228,16 @@ def test_flat_parameters_name_every_leaf_once() -> None:
         "views.1.1": "[2]",
         "lr": "1e-05",
     }
+
+
+def test_folders_and_tracking_may_differ_between_machines() -> None:
+    config = {
+        "data": {"root": "/here", "root_of": 1},
+        "paths": {"cache": "/tmp"},
+        "tracking": {"uri": "sqlite:///here.db"},
+        "training": {"seed": 1},
+    }
+    assert values_of_all_machines(config) == {"data.root_of": "1", "training.seed": "1"}
 
 
 def test_flat_parameters_of_a_real_config_are_found_at_their_names() -> None:
