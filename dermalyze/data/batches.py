@@ -121,8 +121,7 @@ class ImageStore:
 
         What `batch` returns does not depend on it. It helps where the device computes while the
         host gathers, or where images come from the disk in every epoch. From memory to the CPU it
-        does not: a thread costs 0.05 ms a batch on two idle cores, gathering 32 images takes 0.02
-        ms at 64 pixels and 0.5 ms at 224, and a training step hundreds.
+        does not (docs/benchmarks.md has the numbers): there a batch is gathered on the spot.
 
         Args:
             batches: the rows of each batch, in the order in which they will be asked for.
