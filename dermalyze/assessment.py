@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra.utils import instantiate
 
-from dermalyze.compute import choose_device, choose_precision
-from dermalyze.config import plain
-from dermalyze.data.batches import open_store
-from dermalyze.data.split import FromFiles
+from dermalyze.compute import choose_device
 from dermalyze.data.table import LesionTable
-from dermalyze.dataset import read_table
-from dermalyze.errors import CheckpointError, ConfigError, DataError
-from dermalyze.evaluation.logit_adjustment import adjusted_probabilities
+from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.evaluation.metrics import (
     confusion,
     per_class_metrics,
@@ -26,9 +24,17 @@ from dermalyze.evaluation.metrics import (
 )
 from dermalyze.evaluation.plots import confusion_matrix_figure, save_figure
 from dermalyze.files import write_json
-from dermalyze.inference.forward import predict_probabilities
-from dermalyze.inference.loading import TrainedModel, best_checkpoint, load_model
-from dermalyze.run_folder import CONFIG, load_config, working_directory
+from dermalyze.inference.ensemble import Ensemble
+from dermalyze.inference.loading import ModelFacts
+from dermalyze.inference.views import Views
+from dermalyze.judged_images import (
+    judged_rows,
+    read_judged_table,
+    run_of,
+    seen_lesions,
+    shared_part,
+)
+from dermalyze.members import Answer, Members, read_members
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.mlflow_tracker import tracker_of
 
@@ -48,7 +54,7 @@ class Assessment:
 
 
 def assess(config: Node) -> Assessment:
-    """Evaluate one checkpoint as `conf/evaluate.yaml` describes.
+    """Evaluate one checkpoint, or an ensemble of several, as `conf/evaluate.yaml` describes.
 
     Args:
         config: checked, plain.
@@ -56,49 +62,101 @@ def assess(config: Node) -> Assessment:
     Raises:
         CheckpointError, DataError, ConfigError: what the user can mend.
     """
-    path = best_checkpoint(config["checkpoint"])
     device = choose_device(config["device"])
-    trained = load_model(path, device)
-    adjustment = _logit_adjustment(config, trained)
-    run = path.parent if (path.parent / CONFIG).is_file() else None
-    table = _read_table(config, run, path)
-    if table.classes != trained.classes:
-        raise DataError(
-            f"the classes differ. {path}: {', '.join(trained.classes)}; {table.name}: "
-            f"{', '.join(table.classes)}. Evaluate on data with the model's classes."
-        )
-    rows = _rows(config, run, table, trained)
-    _say_what_is_known(table, rows, trained)
-
-    cache = config["paths"]["cache"]
-    store = open_store(table, trained.preprocess, cache, device, encoding=trained.encoding)
-    probs_NK = predict_probabilities(
-        trained.model,
-        store,
-        rows,
-        batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
-        precision=choose_precision(config["amp"], device),
+    views: Views = instantiate(config["tta"], _convert_="all")
+    method: Ensemble = instantiate(config["ensemble"], _convert_="all")
+    facts = read_members(config["checkpoint"])
+    adjustment = _logit_adjustment(config, facts)
+    table = read_judged_table(config, facts)
+    rows = judged_rows(config, table, facts)
+    known = _known_metadata(table, rows, facts)
+    val_rows = None
+    if method.needs_validation and len(facts) > 1:
+        val_rows = shared_part("val", table, facts)
+    members = Members(
+        config=config,
+        facts=facts,
+        table=table,
+        views=views,
+        adjustment=adjustment,
+        device=device,
     )
-    part = config["split"]
-    if adjustment is not None:
-        counts_K, tau = list(adjustment["class_counts"].values()), adjustment["tau"]
-        probs_NK = adjusted_probabilities(probs_NK, counts_K, tau=tau)
-        part = f"{part}_tau{tau:g}"  # beside the results without it
-    folder = Path(config["output"] or path.parent / "evaluation" / part)
-    metrics = _write(folder, table, rows, probs_NK, trained, config["split"], adjustment)
+    answer = members.answer(rows, val_rows, method)
+    report = {
+        "tta": {"name": views.name, "views": views.names, "aggregation": views.aggregation},
+        "ensemble": method.name if len(facts) > 1 else None,
+        "members": _described(facts, answer),
+        "logit_adjustment": adjustment,
+        "metadata_known": known,
+    }
+    part = _part(config["split"], facts, views, method, adjustment)
+    folder = Path(config["output"] or _home(config, facts) / "evaluation" / part)
+    metrics = _write(folder, table, rows, answer, facts, config["split"], report)
+    run = run_of(facts[0]) if len(facts) == 1 else None
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))
 
 
-def _logit_adjustment(config: Node, trained: TrainedModel) -> Node | None:
+def _part(
+    split: str, facts: Sequence[ModelFacts], views: Views, method: Ensemble, adjustment: Node | None
+) -> str:
+    """Return what results are called by: beside those that were made in another way."""
+    words = [split]
+    if len(facts) > 1:
+        words.append(method.name)
+    if not views.is_off:
+        words.append(f"tta_{views.name}_{views.aggregation}")
+    if adjustment is not None:
+        words.append(f"tau{adjustment['tau']:g}")
+    return "_".join(words)
+
+
+def _home(config: Node, facts: Sequence[ModelFacts]) -> Path:
+    """Return the folder of the run or multirun, or one that only these models have."""
+    if len(facts) == 1:
+        return facts[0].path.parent
+    if isinstance(config["checkpoint"], str):
+        return Path(config["checkpoint"])
+    paths = "\n".join(str(member.path.resolve()) for member in facts)
+    name = hashlib.sha256(paths.encode()).hexdigest()[:12]
+    return Path(config["paths"]["outputs"]) / "ensembles" / name
+
+
+def _described(facts: Sequence[ModelFacts], answer: Answer) -> list[Node]:
+    """Return what the report says of each model."""
+    return [
+        {
+            "checkpoint": str(member.path),
+            "weight": float(weight),
+            "epoch": member.header["epoch"],
+            "seed": member.header["seed"],
+            "split_fingerprint": member.header["split_fingerprint"],
+            "preprocess": member.preprocess.as_dict(),
+        }
+        for member, weight in zip(facts, answer.weights_M, strict=True)
+    ]
+
+
+def _logit_adjustment(config: Node, facts: Sequence[ModelFacts]) -> Node | None:
     """Return what the report says of the logit adjustment that was asked for, None without one."""
     tau = config["logit_adjustment"]
     if tau is None:
         return None
-    counts_K = trained.header.get("class_counts")
-    corrections = trained.header.get("frequency_corrections")
+    one, *others = [_class_shares(config, member) for member in facts]
+    if any(other["class_counts"] != one["class_counts"] for other in others):
+        raise ConfigError(
+            f"logit_adjustment={tau}: the models were trained on other numbers of images of a "
+            "class, so there is no one correction. Leave it out, or evaluate them one by one."
+        )
+    return {"tau": tau, **one}
+
+
+def _class_shares(config: Node, member: ModelFacts) -> Node:
+    tau = config["logit_adjustment"]
+    counts_K = member.header.get("class_counts")
+    corrections = member.header.get("frequency_corrections")
     if counts_K is None or corrections is None:
         raise CheckpointError(
-            f"logit_adjustment={tau}: {trained.path} does not say how many images of each class "
+            f"logit_adjustment={tau}: {member.path} does not say how many images of each class "
             "trained it, or what was done about rare ones. Leave it out, or train again."
         )
     if corrections and not config["allow_double_correction"]:
@@ -108,81 +166,20 @@ def _logit_adjustment(config: Node, trained: TrainedModel) -> Node | None:
             "it by name with allow_double_correction=true."
         )
     return {
-        "tau": tau,
-        "class_counts": dict(zip(trained.classes, counts_K, strict=True)),
+        "class_counts": dict(zip(member.classes, counts_K, strict=True)),
         "corrected_in_training_by": corrections,
     }
 
 
-def _read_table(config: Node, run: Path | None, path: Path) -> LesionTable:
-    """Read the data that were named, or those of the run."""
-    data, cache = config["data"], config["paths"]["cache"]
-    merge = data["merge_duplicates"]
-    if data.get("source") is not None:
-        return read_table({**data, "merge_duplicates": merge or False}, cache=cache)
-    if merge is not None:
-        raise ConfigError(
-            f"data.merge_duplicates={merge}: is for other data, which are named by data=OPTION. "
-            "The run's own are read as the run read them, or its split would not fit. Leave it out."
-        )
-    if run is None:
-        raise ConfigError(
-            f"{path} lies in no run's folder, so its data are not known. Name them: "
-            "data=ham10000 data.root=DIR split=all."
-        )
-    own = plain(load_config(run))["data"]
-    # A relative folder was meant from where the run was started, not from here.
-    root = str(data["root"] or working_directory(run) / own["root"])
-    return read_table(
-        {
-            "merge_duplicates": False,  # what runs did before there was such an option
-            **own,
-            "root": root,
-            "source": {**own["source"], "root": root},
-        },
-        cache=cache,
-    )
-
-
-def _seen(table: LesionTable, rows: np.ndarray, trained: TrainedModel) -> pd.Series[str]:
-    """Return the lesion of each of the rows that shows a lesion which the model has seen.
-
-    Where duplicates were joined here, one seen image makes the whole joined lesion a seen one.
-    """
-    lesions = table.frame["lesion_id"]
-    seen = lesions.isin(lesions[table.original_lesions.isin(trained.seen_lesions)]).iloc[rows]
-    return lesions.iloc[rows][seen]
-
-
-def _rows(config: Node, run: Path | None, table: LesionTable, trained: TrainedModel) -> np.ndarray:
-    """Return the rows to evaluate, none of them of a lesion that the model has seen."""
-    split = config["split"]
-    if split == "all":
-        rows = np.arange(len(table))
-    elif run is None:
-        raise ConfigError(
-            f"split={split}: {trained.path} lies in no run's folder, so its split is not known. "
-            "Give the run's folder as checkpoint, or split=all."
-        )
-    else:
-        rows = FromFiles(directory=str(run))(table.frame, table.classes).part(split)
-    if split in ("test", "all") and not config["allow_seen_lesions"]:
-        seen = sorted(set(_seen(table, rows, trained)))
-        if seen:
-            raise DataError(
-                f"{len(seen)} lesions to be evaluated were used to train or select this model "
-                f"(first: {', '.join(seen[:5])}), so its numbers would be inflated. Use "
-                "split=test of its own run or other images; or ask for it by name with "
-                "allow_seen_lesions=true."
-            )
-    return rows
-
-
-def _say_what_is_known(table: LesionTable, rows: np.ndarray, trained: TrainedModel) -> None:
-    """Log how much of the metadata that the model takes is known of the images."""
-    known = trained.encoding.known(table.frame.iloc[rows])
+def _known_metadata(
+    table: LesionTable, rows: np.ndarray, facts: Sequence[ModelFacts]
+) -> dict[str, int]:
+    """Return and log of how many images each metadata column that a model takes is known."""
+    known: dict[str, int] = {}
+    for member in facts:
+        known |= member.encoding.known(table.frame.iloc[rows])
     if not known:
-        return
+        return known
     counts = ", ".join(f"{column} of {count}" for column, count in known.items())
     logger.info("metadata: the model is told, of %d images, %s", len(rows), counts)
     silent = [column for column, count in known.items() if count == 0]
@@ -191,11 +188,14 @@ def _say_what_is_known(table: LesionTable, rows: np.ndarray, trained: TrainedMod
             "metadata: %s of no image is known here; the model, trained with it, predicts without",
             ", ".join(silent),
         )
+    return known
 
 
-def _leakage(table: LesionTable, rows: np.ndarray, trained: TrainedModel, split: str) -> str | None:
+def _leakage(
+    table: LesionTable, rows: np.ndarray, facts: Sequence[ModelFacts], split: str
+) -> str | None:
     """Return and log in words that a test is none, None where it is one."""
-    seen = len(_seen(table, rows, trained))
+    seen = len(seen_lesions(table, rows, facts))
     if split not in ("test", "all") or not seen:
         return None
     words = (
@@ -210,13 +210,13 @@ def _write(
     folder: Path,
     table: LesionTable,
     rows: np.ndarray,
-    probs_NK: np.ndarray,
-    trained: TrainedModel,
+    answer: Answer,
+    facts: Sequence[ModelFacts],
     split: str,
-    adjustment: Node | None,
+    about: Node,
 ) -> dict[str, float | None]:
     folder.mkdir(parents=True, exist_ok=True)
-    classes = trained.classes
+    classes, probs_NK, unsure = table.classes, answer.probs_NK, answer.uncertainty
     labels = table.labels[rows]
     metrics = summary_metrics(labels, probs_NK)
     per_class = per_class_metrics(labels, probs_NK, classes)
@@ -233,15 +233,10 @@ def _write(
             "confusion_matrix": {"classes": list(classes), "counts": counts_KK.tolist()},
             "split": split,
             "images": len(rows),
-            "leakage": _leakage(table, rows, trained, split),
-            "logit_adjustment": adjustment,
-            "metadata_known": trained.encoding.known(table.frame.iloc[rows]),
-            "checkpoint": str(trained.path),
-            "epoch": trained.header["epoch"],
-            "seed": trained.header["seed"],
+            "leakage": _leakage(table, rows, facts, split),
+            **about,
             "data": table.name,
             "table_fingerprint": table.fingerprint,
-            "split_fingerprint": trained.header["split_fingerprint"],
             "disclaimer": DISCLAIMER,
         },
     )
@@ -253,13 +248,17 @@ def _write(
             "dx": frame["dx"].to_numpy(),
             "predicted": [classes[k] for k in probs_NK.argmax(axis=1)],
             **{f"probability_{name}": probs_NK[:, k] for k, name in enumerate(classes)},
+            "predictive_entropy": unsure.entropy_N,
+            "mutual_information": unsure.mutual_information_N,
+            "predicted_class_deviation": unsure.deviation_N,
+            "margin": unsure.margin_N,
             "disclaimer": DISCLAIMER,
         }
     )
     predictions.to_csv(folder / "predictions.csv", index=False)
     title = f"{table.name}, split {split}, {len(rows)} images"
-    if adjustment is not None:
-        title += f", logit adjustment {adjustment['tau']:g}"
+    if about["logit_adjustment"] is not None:
+        title += f", logit adjustment {about['logit_adjustment']['tau']:g}"
     save_figure(confusion_matrix_figure(counts_KK, classes, title), folder / "confusion_matrix.png")
     return metrics
 

@@ -210,7 +210,9 @@ class OtherData(_Part):
 class Evaluation(_Part):
     """The whole configuration of `python -m dermalyze.evaluate`."""
 
-    checkpoint: str
+    checkpoint: str | Annotated[list[str], Field(min_length=1)]
+    tta: Target
+    ensemble: Target
     split: Literal["train", "val", "test", "all"]
     data: OtherData
     output: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,10 +23,10 @@ from dermalyze.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """A model ready to predict, and what its checkpoint says of it."""
+class ModelFacts:
+    """What a checkpoint says of its model; `description` is how to build it."""
 
-    model: Classifier
+    description: Any
     classes: tuple[str, ...]
     preprocess: PreprocessSpec
     encoding: MetadataEncoding
@@ -36,6 +37,13 @@ class TrainedModel:
     def seen_lesions(self) -> frozenset[str]:
         """The lesions that chose its weights: those of training and of validation."""
         return frozenset(self.header["train_lesions"]) | frozenset(self.header["val_lesions"])
+
+
+@dataclass(frozen=True)
+class TrainedModel(ModelFacts):
+    """A model ready to predict, and what its checkpoint says of it."""
+
+    model: Classifier
 
 
 def best_checkpoint(run_or_file: str) -> Path:
@@ -55,6 +63,32 @@ def best_checkpoint(run_or_file: str) -> Path:
     return file
 
 
+def best_checkpoints(checkpoint: str | Sequence[str]) -> list[Path]:
+    """Return the files to predict with: of one model, of a list, or of all runs of a multirun.
+
+    Raises:
+        CheckpointError: as `best_checkpoint`; or a run of a multirun has none, which would be an
+            ensemble of others than were asked for.
+    """
+    if not isinstance(checkpoint, str):
+        return [file for one in checkpoint for file in best_checkpoints(one)]
+    folder = Path(checkpoint)
+    jobs = [job for job in folder.glob("*") if job.name.isdigit() and job.is_dir()]
+    if not jobs or (folder / BEST).exists():
+        return [best_checkpoint(checkpoint)]
+    return [best_checkpoint(str(job)) for job in sorted(jobs, key=lambda job: int(job.name))]
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """Return what a checkpoint says of its model, verified, without building it.
+
+    Raises:
+        CheckpointError, DataError: as `load_model`, but for faults of the model itself.
+    """
+    _, header = read_checkpoint(path)
+    return _facts(path, header)
+
+
 def load_model(path: Path, device: torch.device) -> TrainedModel:
     """Return the model of a checkpoint, in eval mode on the device.
 
@@ -65,23 +99,14 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             cannot tell.
     """
     tensors, header = read_checkpoint(path)
-    if header.get("kind") != "best":
-        raise CheckpointError(
-            f"{path}: holds a training state, not a model to predict with. Use {BEST} beside it."
-        )
-    try:
-        description, classes = header["model"], tuple(header["classes"])
-        preprocess = PreprocessSpec.from_dict(header["preprocess"])
-        encoding = MetadataEncoding.from_dict(header["metadata"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its header is incomplete ({error!r})") from error
-    _refuse_foreign_code(path, description)
+    facts = _facts(path, header)
+    _refuse_foreign_code(path, facts.description)
     try:
         model = instantiate(
-            description,
-            num_classes=len(classes),
-            input_size=preprocess.image_size,
-            unknown_metadata=encoding.unknown,
+            facts.description,
+            num_classes=len(facts.classes),
+            input_size=facts.preprocess.image_size,
+            unknown_metadata=facts.encoding.unknown,
             _convert_="all",
         )
     except (HydraException, OmegaConfBaseException) as error:
@@ -94,7 +119,25 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights and model description differ: {error}") from error
-    return TrainedModel(model.eval().to(device), classes, preprocess, encoding, header, path)
+    return TrainedModel(**vars(facts), model=model.eval().to(device))
+
+
+def _facts(path: Path, header: dict[str, Any]) -> ModelFacts:
+    if header.get("kind") != "best":
+        raise CheckpointError(
+            f"{path}: holds a training state, not a model to predict with. Use {BEST} beside it."
+        )
+    try:
+        return ModelFacts(
+            description=header["model"],
+            classes=tuple(header["classes"]),
+            preprocess=PreprocessSpec.from_dict(header["preprocess"]),
+            encoding=MetadataEncoding.from_dict(header["metadata"]),
+            header=header,
+            path=path,
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its header is incomplete ({error!r})") from error
 
 
 def _refuse_foreign_code(path: Path, description: object) -> None:

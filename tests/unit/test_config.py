@@ -36,11 +36,13 @@ from dermalyze.schema import (
 )
 
 # Every file below a folder of conf/ is an option of the group that the folder names.
-OPTIONS = sorted(
+ALL_OPTIONS = sorted(
     (path.parent.relative_to(CONF_DIR).as_posix(), path.stem)
     for path in CONF_DIR.rglob("*.yaml")
     if path.parent != CONF_DIR
 )
+OF_EVALUATE = [option for option in ALL_OPTIONS if option[0] in ("tta", "ensemble")]
+OPTIONS = [option for option in ALL_OPTIONS if option not in OF_EVALUATE]
 DATA = [option for group, option in OPTIONS if group == "data"]
 # What an option leaves to the user (`???`).
 MANDATORY = {
@@ -393,6 +395,17 @@ def test_every_option_composes_and_fits_its_target(group: str, option: str) -> N
         arguments = inspect.signature(target).parameters
         assert not RUN_TIME_ARGUMENTS & node.keys(), path
         assert node.keys() - WORDS <= arguments.keys(), path
+
+
+@pytest.mark.parametrize(("group", "option"), OF_EVALUATE)
+def test_every_option_of_evaluate_composes_and_has_its_values_in_conf(
+    group: str, option: str
+) -> None:
+    cfg = compose("evaluate", ["checkpoint=run", f"{group}={option}"])
+    node = checked(cfg, Evaluation)[group]
+    for argument in inspect.signature(get_object(node["_target_"])).parameters.values():
+        assert argument.kind is argument.KEYWORD_ONLY, argument.name
+        assert argument.default is argument.empty, argument.name
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -34,8 +34,8 @@ FLOORS = (
     | {"schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
-    # 4: from a run's config to what it trains with
-    {"recipe"},
+    # 4: from a run's config to what it trains with; what predicts, and what it is judged on
+    {"judged_images", "members", "recipe"},
     # 5: what wires a command together
     {"assessment", "benchmarks", "command", "comparison", "experiment"},
     # 6: the commands

@@ -1,0 +1,136 @@
+"""Which images models may be judged on: their data, their split, and no lesion they have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermalyze.config import plain
+from dermalyze.data.split import FromFiles
+from dermalyze.data.split_files import first
+from dermalyze.data.table import LesionTable
+from dermalyze.dataset import read_table
+from dermalyze.errors import ConfigError, DataError
+from dermalyze.inference.loading import ModelFacts
+from dermalyze.run_folder import CONFIG, load_config, working_directory
+
+Node = dict[str, Any]
+
+
+def run_of(member: ModelFacts) -> Path | None:
+    """Return the folder of the run that made a checkpoint, None where it lies elsewhere."""
+    folder = member.path.parent
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def read_judged_table(config: Node, members: Sequence[ModelFacts]) -> LesionTable:
+    """Read the data that were named, or those of the first model's run.
+
+    Raises:
+        ConfigError: the data are not known.
+        DataError: faults of the table, or other classes than the models'.
+    """
+    table = _read_table(config, members[0])
+    for member in members:
+        if table.classes != member.classes:
+            raise DataError(
+                f"the classes differ. {member.path}: {', '.join(member.classes)}; {table.name}: "
+                f"{', '.join(table.classes)}. Evaluate on data with the model's classes."
+            )
+    return table
+
+
+def _read_table(config: Node, member: ModelFacts) -> LesionTable:
+    run, data, cache = run_of(member), config["data"], config["paths"]["cache"]
+    merge = data["merge_duplicates"]
+    if data.get("source") is not None:
+        return read_table({**data, "merge_duplicates": merge or False}, cache=cache)
+    if merge is not None:
+        raise ConfigError(
+            f"data.merge_duplicates={merge}: is for other data, which are named by data=OPTION. "
+            "The run's own are read as the run read them, or its split would not fit. Leave it out."
+        )
+    if run is None:
+        raise ConfigError(
+            f"{member.path} lies in no run's folder, so its data are not known. Name them: "
+            "data=ham10000 data.root=DIR split=all."
+        )
+    own = plain(load_config(run))["data"]
+    # A relative folder was meant from where the run was started, not from here.
+    root = str(data["root"] or working_directory(run) / own["root"])
+    return read_table(
+        {
+            "merge_duplicates": False,  # what runs did before there was such an option
+            **own,
+            "root": root,
+            "source": {**own["source"], "root": root},
+        },
+        cache=cache,
+    )
+
+
+def judged_rows(config: Node, table: LesionTable, members: Sequence[ModelFacts]) -> np.ndarray:
+    """Return the rows to evaluate, none of them of a lesion that one of the models has seen.
+
+    Raises:
+        ConfigError: a model's split is not known.
+        DataError: lesions that were seen, or another split of one model than of another.
+    """
+    split = config["split"]
+    rows = np.arange(len(table)) if split == "all" else shared_part(split, table, members)
+    if split in ("test", "all") and not config["allow_seen_lesions"]:
+        seen = sorted(set(seen_lesions(table, rows, members)))
+        if seen:
+            whom = "this model" if len(members) == 1 else "one of these models"
+            raise DataError(
+                f"{len(seen)} lesions to be evaluated were used to train or select {whom} "
+                f"(first: {', '.join(seen[:5])}), so its numbers would be inflated. Use "
+                "split=test of its own run or other images; or ask for it by name with "
+                "allow_seen_lesions=true."
+            )
+    return rows
+
+
+def shared_part(part: str, table: LesionTable, members: Sequence[ModelFacts]) -> np.ndarray:
+    """Return the rows of train, val or test as all the models' runs were split.
+
+    Raises:
+        ConfigError: a model lies in no run's folder.
+        DataError: two models have other images there, or the table is not that of a run.
+    """
+    rows_of = []
+    for member in members:
+        run = run_of(member)
+        if run is None:
+            raise ConfigError(
+                f"split={part}: {member.path} lies in no run's folder, so its split is not known. "
+                "Give the run's folder as checkpoint, or split=all."
+            )
+        rows_of.append(FromFiles(directory=str(run))(table.frame, table.classes).part(part))
+    for member, rows in zip(members[1:], rows_of[1:], strict=True):
+        other = np.setxor1d(rows, rows_of[0])
+        if len(other):
+            names = first(sorted(table.frame["image_id"].iloc[other]))
+            raise DataError(
+                f"split={part}: {len(other)} images are in that part of only one of "
+                f"{members[0].path} and {member.path} ({names}). Use models of one split "
+                "(data/split=from_files trains on an earlier run's), or split=all on other data."
+            )
+    return rows_of[0]
+
+
+def seen_lesions(
+    table: LesionTable, rows: np.ndarray, members: Sequence[ModelFacts]
+) -> pd.Series[str]:
+    """Return the lesion of each of the rows that shows a lesion which a model has seen.
+
+    Where duplicates were joined here, one seen image makes the whole joined lesion a seen one.
+    """
+    seen_by_any = frozenset[str]().union(*(member.seen_lesions for member in members))
+    lesions = table.frame["lesion_id"]
+    seen = lesions.isin(lesions[table.original_lesions.isin(seen_by_any)]).iloc[rows]
+    return lesions.iloc[rows][seen]
