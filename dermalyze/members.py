@@ -118,8 +118,8 @@ class Members:
         probs_NK = aggregated(
             probs_MNK[:, :split_at], aggregation=method.aggregation, weights_V=weights_M
         )
-        return Answer(probs_NK, uncertainty(probs_NK, probs_MVNK[:, :, :split_at], weights_M),
-                      weights_M)  # fmt: skip
+        unsure = uncertainty(probs_NK, probs_MVNK[:, :, :split_at], weights_M)
+        return Answer(probs_NK, unsure, weights_M)
 
     def _probabilities(self, member: ModelFacts, rows_N: np.ndarray) -> np.ndarray:
         """Return probs_VNK of one model, which is loaded for this and then let go."""
