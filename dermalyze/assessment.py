@@ -35,8 +35,12 @@ from dermalyze.judged_images import (
     shared_part,
 )
 from dermalyze.members import Answer, Members, read_members
+from dermalyze.reporting.figures import write_figures
+from dermalyze.reporting.page import write_page
+from dermalyze.reporting.results import Results, results
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.mlflow_tracker import tracker_of
+from dermalyze.validation_fit import validation_fit
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +86,42 @@ def assess(config: Node) -> Assessment:
         device=device,
     )
     answer = members.answer(rows, val_rows, method)
-    report = {
+    how = {
         "tta": {"name": views.name, "views": views.names, "aggregation": views.aggregation},
         "ensemble": method.name if len(facts) > 1 else None,
+    }
+
+    def on_validation() -> tuple[np.ndarray, np.ndarray]:
+        rows_V = shared_part("val", table, facts)
+        return table.labels[rows_V], members.answer(rows_V, val_rows, method).probs_NK
+
+    home = _home(config, facts)
+    fitted, why_not = validation_fit(
+        config,
+        facts,
+        home=home,
+        prediction={**how, "logit_adjustment": config["logit_adjustment"], "amp": config["amp"]},
+        on_validation=on_validation,
+    )
+    found = results(
+        table.labels[rows],
+        answer.probs_NK,
+        table.frame.iloc[rows],
+        table.classes,
+        config=config,
+        fitted=fitted,
+        why_not_fitted=why_not,
+    )
+    about = {
+        **how,
         "members": _described(facts, answer),
         "logit_adjustment": adjustment,
         "metadata_known": known,
     }
     part = _part(config["split"], facts, views, method, adjustment)
-    folder = Path(config["output"] or _home(config, facts) / "evaluation" / part)
-    metrics = _write(folder, table, rows, answer, facts, config["split"], report)
+    folder = Path(config["output"] or home / "evaluation" / part)
+    about["leakage"] = _leakage(table, rows, facts, config["split"])
+    metrics = _write(folder, table, rows, answer, found, config["split"], about)
     run = run_of(facts[0]) if len(facts) == 1 else None
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))
 
@@ -211,36 +241,31 @@ def _write(
     table: LesionTable,
     rows: np.ndarray,
     answer: Answer,
-    facts: Sequence[ModelFacts],
+    found: Results,
     split: str,
     about: Node,
 ) -> dict[str, float | None]:
     folder.mkdir(parents=True, exist_ok=True)
     classes, probs_NK, unsure = table.classes, answer.probs_NK, answer.uncertainty
-    labels = table.labels[rows]
+    labels, frame = table.labels[rows], table.frame.iloc[rows]
     metrics = summary_metrics(labels, probs_NK)
     per_class = per_class_metrics(labels, probs_NK, classes)
-    counts_KK = confusion(labels, probs_NK)
-    write_json(
-        folder / "evaluation_metrics.json",
-        {
-            "metrics": metrics,
-            "undefined": undefined_reasons(labels, len(classes), classes),
-            "per_class": {
-                name: {k: None if pd.isna(v) else float(v) for k, v in values.items()}
-                for name, values in per_class.to_dict(orient="index").items()
-            },
-            "confusion_matrix": {"classes": list(classes), "counts": counts_KK.tolist()},
-            "split": split,
-            "images": len(rows),
-            "leakage": _leakage(table, rows, facts, split),
-            **about,
-            "data": table.name,
-            "table_fingerprint": table.fingerprint,
-            "disclaimer": DISCLAIMER,
+    report = {
+        "metrics": metrics,
+        "undefined": undefined_reasons(labels, len(classes), classes),
+        "per_class": {
+            name: {k: None if pd.isna(v) else float(v) for k, v in values.items()}
+            for name, values in per_class.to_dict(orient="index").items()
         },
-    )
-    frame = table.frame.iloc[rows]
+        **found.report,
+        "split": split,
+        "images": len(rows),
+        **about,
+        "data": table.name,
+        "table_fingerprint": table.fingerprint,
+        "disclaimer": DISCLAIMER,
+    }
+    write_json(folder / "evaluation_metrics.json", report)
     predictions = pd.DataFrame(
         {
             "image_id": frame["image_id"].to_numpy(),
@@ -252,6 +277,7 @@ def _write(
             "mutual_information": unsure.mutual_information_N,
             "predicted_class_deviation": unsure.deviation_N,
             "margin": unsure.margin_N,
+            **found.set_columns,
             "disclaimer": DISCLAIMER,
         }
     )
@@ -259,7 +285,10 @@ def _write(
     title = f"{table.name}, split {split}, {len(rows)} images"
     if about["logit_adjustment"] is not None:
         title += f", logit adjustment {about['logit_adjustment']['tau']:g}"
+    counts_KK = confusion(labels, probs_NK)
     save_figure(confusion_matrix_figure(counts_KK, classes, title), folder / "confusion_matrix.png")
+    write_figures(folder, labels, probs_NK, frame, classes, found.report)
+    write_page(folder, report)
     return metrics
 
 

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
         lines.append(f"  {name:<18} {'undefined' if value is None else format(value, '.4f')}")
     logger.info("\n".join(lines))
     logger.info(
-        "made %s (evaluation_metrics.json, predictions.csv, confusion_matrix.png)\n%s%s",
+        "made %s (report.html, evaluation_metrics.json, predictions.csv, figures)\n%s%s",
         assessment.folder,
         f"compare it in MLflow: {assessment.how_to_look}\n" if assessment.how_to_look else "",
         DISCLAIMER,

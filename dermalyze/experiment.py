@@ -35,6 +35,7 @@ from dermalyze.engine.interruption import Interruption
 from dermalyze.engine.loop import fit
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.errors import CheckpointError
+from dermalyze.evaluation.fit_analysis import FIT, fit_analysis
 from dermalyze.evaluation.metrics import summary_metrics
 from dermalyze.evaluation.plots import save_figure, training_curves_figure
 from dermalyze.files import write_json
@@ -299,8 +300,9 @@ def _rebuildable(model: Node) -> Node:
 def _log_results(tracker: Tracker, folder: Path, state: TrainState) -> None:
     curves = folder / "training_curves.png"
     save_figure(training_curves_figure(state.history, best_epoch=state.stopping.best_epoch), curves)
+    write_json(folder / FIT, fit_analysis(state.history))
     splits = sorted(folder.glob("*_split.csv"))
-    for path in (folder / SHARED_CONFIG, folder / ORIGIN, folder / HISTORY, *splits):
+    for path in (folder / SHARED_CONFIG, folder / ORIGIN, folder / HISTORY, folder / FIT, *splits):
         tracker.log_artifact(path)
     tracker.log_artifact(curves, folder="plots")
     tracker.log_artifact(folder / BEST, folder="checkpoints")

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dermalyze.config import all_target_problems, plain, raise_problems
 from dermalyze.contradictions import contradictions
 from dermalyze.errors import nearest
+from dermalyze.evaluation_options import Abstention, Intervals, Sets, Subgroups
 from dermalyze.frequency_correction import frequency_problems
 
 Node = dict[str, Any]
@@ -222,6 +223,11 @@ class Evaluation(_Part):
     logit_adjustment: float | None = Field(gt=0)
     allow_double_correction: bool
     allow_seen_lesions: bool
+    intervals: Intervals
+    sets: Sets
+    abstention: Abstention
+    specificities: list[Annotated[float, Field(ge=0, le=1)]]
+    subgroups: Subgroups
     track: bool
     paths: Paths
 

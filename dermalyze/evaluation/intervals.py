@@ -23,6 +23,7 @@ from dermalyze.evaluation.metrics import (
     checked_predictions,
     log_likelihoods,
 )
+from dermalyze.evaluation.ranking import Ranking
 from dermalyze.randomness import Purpose, generator
 
 Floats = npt.NDArray[np.float64]
@@ -130,6 +131,8 @@ def _measured(labels_N: np.ndarray, probs_NK: np.ndarray, weights_BN: Floats) ->
     right_BK = np.diagonal(confusion_BKK, axis1=1, axis2=2)
     true_BK, predicted_BK = confusion_BKK.sum(axis=2), confusion_BKK.sum(axis=1)
     bin_N, gap_N = calibration_gaps(labels_N, probs_NK, ECE_BINS)
+    rankings = [Ranking(probs_NK[:, k], labels_N == k, weights_BN) for k in range(num_classes)]
+    auc_BK = np.stack([ranking.auc() for ranking in rankings], axis=1)
     return {
         "loss": -(weights_BN @ log_likelihoods(labels_N, probs_NK)) / total_B,
         "accuracy": right_BK.sum(axis=1) / total_B,
@@ -137,7 +140,7 @@ def _measured(labels_N: np.ndarray, probs_NK: np.ndarray, weights_BN: Floats) ->
         # F1 is 2 TP / (2 TP + FP + FN): undefined, and out of the mean, where neither the labels
         # nor the predictions have the class.
         "macro_f1": _mean_of_ratios(2 * right_BK, true_BK + predicted_BK),
-        "macro_auc": _mean_of_ratios(*_ranked(labels_N, probs_NK, weights_BN)),
+        "macro_auc": _mean_of_ratios(np.nan_to_num(auc_BK), (~np.isnan(auc_BK)).astype(float)),
         "ece": np.abs(_sums(weights_BN * gap_N, bin_N, ECE_BINS)).sum(axis=1) / total_B,
     }
 
@@ -157,26 +160,3 @@ def _mean_of_ratios(over_BK: Floats, under_BK: Floats) -> Floats:
     undefined_B = np.full(len(count_B), np.nan)
     mean_B: Floats = np.divide(sums_B, count_B, out=undefined_B, where=count_B > 0)
     return mean_B
-
-
-def _ranked(
-    labels_N: np.ndarray, probs_NK: np.ndarray, weights_BN: Floats
-) -> tuple[Floats, Floats]:
-    """Return, for each draw and class, pairs ranked right and pairs in all: AUC is their ratio.
-
-    A pair is an image of the class and one of another; it counts half where both have the same
-    probability (Fawcett 2006, section 7). Sorting once for all draws is what makes this fast.
-    """
-    right_BK, pairs_BK = np.zeros((2, len(weights_BN), probs_NK.shape[1]))
-    for column in range(probs_NK.shape[1]):
-        order = np.argsort(probs_NK[:, column], kind="stable")
-        ranked = probs_NK[order, column]
-        starts = np.flatnonzero(np.r_[True, ranked[1:] > ranked[:-1]])  # of equal probabilities
-        of_class_N = labels_N[order] == column
-        sorted_BN = weights_BN[:, order]
-        own_BG = np.add.reduceat(sorted_BN * of_class_N, starts, axis=1)
-        other_BG = np.add.reduceat(sorted_BN * ~of_class_N, starts, axis=1)
-        below_BG = np.cumsum(other_BG, axis=1) - other_BG / 2
-        right_BK[:, column] = np.einsum("bg,bg->b", own_BG, below_BG)
-        pairs_BK[:, column] = own_BG.sum(axis=1) * other_BG.sum(axis=1)
-    return right_BK, pairs_BK

@@ -14,12 +14,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dermalyze.errors import DataError
+from dermalyze.evaluation.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE_GREY,
+    VERMILION,
+    add_footer,
+    layout,
+)
 from dermalyze.files import write_whole
-from dermalyze.taxonomy import DISCLAIMER
 
 DPI = 150
 
@@ -30,22 +38,18 @@ _SHARE_COLOURS = LinearSegmentedColormap.from_list(
 )
 _WHITE_TEXT_FROM = 0.635  # the share from which white has more contrast on it than black
 
-# Okabe and Ito's palette: told apart with every kind of colour vision.
-_ORANGE, _BLUE, _VERMILION, _GREEN = "#E69F00", "#0072B2", "#D55E00", "#009E73"
-_GREY, _PALE_GREY = "#595959", "#E0E0E0"
-
 # Panel title -> its curves: (history key, label, colour, line style).
 _PANELS: dict[str, list[tuple[str, str, str, str]]] = {
     "Loss": [
-        ("train/loss", "train", _ORANGE, "--"),
-        ("val/loss", "validation", _BLUE, "-"),
+        ("train/loss", "train", ORANGE, "--"),
+        ("val/loss", "validation", BLUE, "-"),
     ],
     "Accuracy": [
-        ("train/accuracy", "train, accuracy", _ORANGE, "--"),
-        ("val/accuracy", "validation, accuracy", _BLUE, "-"),
-        ("val/balanced_accuracy", "validation, balanced accuracy", _VERMILION, "-"),
+        ("train/accuracy", "train, accuracy", ORANGE, "--"),
+        ("val/accuracy", "validation, accuracy", BLUE, "-"),
+        ("val/balanced_accuracy", "validation, balanced accuracy", VERMILION, "-"),
     ],
-    "Learning rate": [("lr", "learning rate", _GREEN, "-")],
+    "Learning rate": [("lr", "learning rate", GREEN, "-")],
 }
 
 
@@ -75,7 +79,7 @@ def confusion_matrix_figure(counts_KK: np.ndarray, classes: Sequence[str], title
     np.divide(counts_KK, support_K1, out=share_KK, where=support_K1 > 0)
 
     height = max(4.8, 1.8 + 0.85 * size)
-    figure = Figure(figsize=(height + 1.2, height), layout=_layout())
+    figure = Figure(figsize=(height + 1.2, height), layout=layout())
     axes = figure.add_subplot()
     image = axes.imshow(share_KK, cmap=_SHARE_COLOURS, vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(share_KK):
@@ -101,16 +105,16 @@ def confusion_matrix_figure(counts_KK: np.ndarray, classes: Sequence[str], title
         parse_math=False,
     )
     axes.tick_params(length=0)
-    axes.spines[:].set_color(_PALE_GREY)
+    axes.spines[:].set_color(PALE_GREY)
     # Lines between the cells.
     axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color=_PALE_GREY, linewidth=1)
+    axes.grid(which="minor", color=PALE_GREY, linewidth=1)
     axes.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.92, format=PercentFormatter(xmax=1))
     bar.set_label("share of the true class")
-    bar.outline.set_edgecolor(_PALE_GREY)
-    _add_footer(figure)
+    bar.outline.set_edgecolor(PALE_GREY)
+    add_footer(figure)
     return figure
 
 
@@ -138,12 +142,12 @@ def training_curves_figure(
             f"best_epoch={best_epoch} is not among the epochs of the history, "
             f"{min(epochs):g} to {max(epochs):g}."
         )
-    figure = Figure(figsize=(15, 4.6), layout=_layout())
+    figure = Figure(figsize=(15, 4.6), layout=layout())
     for axes, (title, curves) in zip(figure.subplots(1, 3), _PANELS.items(), strict=True):
         axes.set_title(title, fontsize=12)
         if best_epoch is not None:
             label = f"best epoch: {best_epoch}"
-            axes.axvline(best_epoch, color=_GREY, linewidth=1.2, linestyle=":", label=label)
+            axes.axvline(best_epoch, color=GREY, linewidth=1.2, linestyle=":", label=label)
         for key, label, colour, style in curves:
             values = [_number(record, key) for record in history]
             if not np.isnan(values).all():
@@ -153,7 +157,7 @@ def training_curves_figure(
     figure.axes[1].set_ylim(0, 1)
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1))
     figure.axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    _add_footer(figure)
+    add_footer(figure)
     return figure
 
 
@@ -164,10 +168,10 @@ def schedule_figure(rates: Mapping[str, Sequence[float]], steps_per_epoch: int) 
         rates: the learning rate of every step of each stage, in order.
         steps_per_epoch: optimiser steps.
     """
-    figure = Figure(figsize=(8, 4.2), layout=_layout())
+    figure = Figure(figsize=(8, 4.2), layout=layout())
     axes = figure.add_subplot()
     first = 0
-    for colour, (stage, values) in zip((_GREEN, _VERMILION, _BLUE), rates.items(), strict=False):
+    for colour, (stage, values) in zip((GREEN, VERMILION, BLUE), rates.items(), strict=False):
         epochs = (np.arange(len(values)) + first) / steps_per_epoch
         axes.plot(epochs, values, color=colour, label=f"stage {stage}")
         first += len(values)
@@ -175,7 +179,7 @@ def schedule_figure(rates: Mapping[str, Sequence[float]], steps_per_epoch: int) 
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     _tidy(axes)
-    _add_footer(figure)
+    add_footer(figure)
     return figure
 
 
@@ -201,16 +205,8 @@ def _number(record: Mapping[str, object], key: str) -> float:
 def _tidy(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color=_PALE_GREY, linewidth=0.8)
+    axes.grid(color=PALE_GREY, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)
-
-
-def _layout() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)  # inches around each panel
-
-
-def _add_footer(figure: Figure) -> None:
-    figure.supxlabel(DISCLAIMER, fontsize=8, color=_GREY)

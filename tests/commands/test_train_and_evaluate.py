@@ -15,6 +15,16 @@ from mlflow import MlflowClient
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
 
+FIGURES = (
+    "calibration_curve",
+    "confusion_matrix",
+    "errors",
+    "per_class_metrics",
+    "pr_curves",
+    "risk_coverage",
+    "roc_curves",
+)
+
 pytestmark = pytest.mark.slow
 
 
@@ -27,6 +37,8 @@ def test_a_run_and_its_evaluation(trained, python):
     assert {
         f"val/{k}" for k in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")
     } <= (header["validation_metrics"].keys())
+    fit = json.loads((run / "fit.json").read_text())
+    assert fit["val_loss"] == pytest.approx(np.mean([record["val/loss"] for record in history]))
     assert (run / "training_curves.png").read_bytes().startswith(b"\x89PNG")
 
     # What training stored is what evaluation finds.
@@ -50,6 +62,31 @@ def test_a_run_and_its_evaluation(trained, python):
     counts = pd.crosstab(predictions["dx"], predictions["predicted"])
     counts = counts.reindex(index=HAM10000_CODES, columns=HAM10000_CODES, fill_value=0)
     assert report["confusion_matrix"]["counts"] == counts.to_numpy().tolist()
+    for name, value in report["metrics"].items():
+        estimate = report["intervals"]["overall"][name]
+        assert estimate["value"] == pytest.approx(value), name
+        assert estimate["low"] <= estimate["high"], name
+        assert estimate["draws"] == report["intervals"]["draws"] == 2000, name
+    kept = json.loads((run / "calibration.json").read_text())
+    assert report["calibration"]["temperature"] == kept["fitted"]["temperature"]
+    assert (
+        report["calibration"]["validation"]["after"]["nll"]
+        <= (report["calibration"]["validation"]["before"]["nll"])
+    )
+    assert kept["fitted"]["validation"]["before"]["nll"] == pytest.approx(
+        header["validation_metrics"]["val/loss"], abs=1e-6
+    )
+    held = [dx in found.split() for dx, found in predictions[["dx", "set_lac"]].to_numpy()]
+    assert report["sets"]["lac"]["coverage"] == pytest.approx(np.mean(held))
+    folder = run / "evaluation" / "test"
+    assert {path.name for path in folder.iterdir()} == {
+        "evaluation_metrics.json",
+        "predictions.csv",
+        "report.html",
+        *(f"{name}.png" for name in FIGURES),
+    }
+    sexes = report["subgroups"]["sex"].values()
+    assert sum(group["images"] for group in sexes) == report["images"] == len(predictions)
 
     identity = json.loads((run / "tracking.json").read_text())
     client = MlflowClient(tracking_uri=identity["uri"])
@@ -60,8 +97,11 @@ def test_a_run_and_its_evaluation(trained, python):
     assert logged.data.tags["split_fingerprint"] == header["split_fingerprint"]
     assert logged.data.metrics["test/accuracy"] == pytest.approx(report["metrics"]["accuracy"])
     names = {item.path for item in client.list_artifacts(identity["run_id"])}
+    evaluated = client.list_artifacts(identity["run_id"], "evaluation/test")
+    assert {Path(item.path).name for item in evaluated} == {path.name for path in folder.iterdir()}
     assert {
         "config_redacted.yaml",
+        "fit.json",
         "train_split.csv",
         "checkpoints",
         "plots",

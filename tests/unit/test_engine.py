@@ -603,7 +603,6 @@ def test_a_signal_at_any_moment_is_saved_before_the_run_stops(tmp_path, question
     assert differences(copied(saved), copied(state)) == []
 
 
-@pytest.mark.usefixtures("sigint_raises")
 def test_handlers_are_given_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
@@ -613,7 +612,7 @@ def test_handlers_are_given_back():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def sigint_raises():
     """As in a terminal; a shell's background job ignores SIGINT instead."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -621,7 +620,6 @@ def sigint_raises():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("sigint_raises")
 def test_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Interruption() as interruption:
@@ -629,7 +627,6 @@ def test_an_ignored_signal_stays_ignored():
         assert not interruption.requested
 
 
-@pytest.mark.usefixtures("sigint_raises")
 def test_a_second_signal_acts_at_once():
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -26,16 +26,16 @@ FLOORS = (
     # 0: words and chance
     {"errors", "files", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
-    {"config", "contradictions", "data", "evaluation", "frequency_correction", "launch"}
-    | {"run_folder"},
+    {"config", "contradictions", "data", "evaluation", "evaluation_options"}
+    | {"frequency_correction", "launch", "run_folder"},
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
     | {"models", "optim"}
-    | {"schema"},
+    | {"reporting", "schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
-    {"judged_images", "members", "recipe"},
+    {"judged_images", "members", "recipe", "validation_fit"},
     # 5: what wires a command together
     {"assessment", "benchmarks", "command", "comparison", "experiment"},
     # 6: the commands

@@ -1,0 +1,1 @@
+"""What an evaluation says: numbers with intervals, figures, and a page for people. No torch."""

@@ -1,0 +1,169 @@
+"""What is fitted on validation and used on other images: temperature, sets, abstention."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermalyze.errors import DataError
+from dermalyze.evaluation.abstention import abstention_threshold, area, risk_coverage
+from dermalyze.evaluation.calibration import (
+    calibration_errors,
+    fit_temperature,
+    reliability_table,
+    with_temperature,
+)
+from dermalyze.evaluation.conformal import METHODS, prediction_sets, scores, thresholds
+from dermalyze.files import write_json
+
+Node = dict[str, Any]
+
+CALIBRATION = "calibration.json"
+
+
+def fit_on_validation(
+    labels_N: np.ndarray, probs_NK: np.ndarray, *, sets: Node, abstention: Node
+) -> Node:
+    """Return as plain values for JSON what validation decides.
+
+    "temperature"; "thresholds", of each method of `conformal` the largest score in a set for each
+    class, null for infinity; "abstain_below", a confidence after temperature, null where none
+    reaches the error that is asked for; "validation", the images and their calibration errors
+    before and after.
+
+    Args:
+        labels_N, probs_NK: of the validation images; see `metrics.checked_predictions`.
+        sets: level, penalty and free_ranks; see `conformal`.
+        abstention: error; see `abstention_threshold`.
+    """
+    temperature = fit_temperature(labels_N, probs_NK)
+    cooled_NK = with_temperature(probs_NK, temperature)
+    found: dict[str, list[float | None]] = {}
+    for method in METHODS:
+        score_NK = _scores(method, cooled_NK, sets)
+        found_K = thresholds(method, score_NK, labels_N, level=sets["level"])
+        found[method] = [None if math.isinf(value) else float(value) for value in found_K]
+    right_N = cooled_NK.argmax(axis=1) == labels_N
+    return {
+        "temperature": temperature,
+        "thresholds": found,
+        "abstain_below": abstention_threshold(cooled_NK.max(axis=1), right_N, **abstention),
+        "validation": {
+            "images": len(labels_N),
+            "before": calibration_errors(labels_N, probs_NK),
+            "after": calibration_errors(labels_N, cooled_NK),
+        },
+    }
+
+
+def kept(folder: Path, about: Node) -> Node | None:
+    """Return what `keep` wrote for the same model, predicted and asked in the same way, or None.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        same = saved["about"] == json.loads(json.dumps(about))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}). Remove it and evaluate again."
+        ) from error
+    return saved["fitted"] if same else None
+
+
+def keep(folder: Path, about: Node, fitted: Node) -> None:
+    """Write what was fitted beside the model, with what it was fitted for."""
+    write_json(folder / CALIBRATION, {"about": about, "fitted": fitted})
+
+
+def sets_of(fitted: Node, probs_NK: np.ndarray, sets: Node) -> dict[str, np.ndarray]:
+    """Return for each method which classes are in each image's set, sets_NK."""
+    cooled_NK = with_temperature(probs_NK, fitted["temperature"])
+    found: dict[str, np.ndarray] = {}
+    for method, values in fitted["thresholds"].items():
+        limits_K = [math.inf if value is None else value for value in values]
+        score_NK = _scores(method, cooled_NK, sets)
+        found[method] = prediction_sets(score_NK, limits_K, cooled_NK)
+    return found
+
+
+def calibration_report(
+    labels_N: np.ndarray, probs_NK: np.ndarray, fitted: Node | None, *, why_not: str | None
+) -> Node:
+    """Return calibration errors and reliability, as they are and after the temperature."""
+    report: Node = {
+        "before": calibration_errors(labels_N, probs_NK),
+        "reliability": reliability_table(labels_N, probs_NK),
+        "temperature": None,
+        "after": None,
+        "reliability_after": None,
+        "reason": why_not,
+        "validation": None,
+    }
+    if fitted is None:
+        return report
+    cooled_NK = with_temperature(probs_NK, fitted["temperature"])
+    return report | {
+        "temperature": fitted["temperature"],
+        "after": calibration_errors(labels_N, cooled_NK),
+        "reliability_after": reliability_table(labels_N, cooled_NK),
+        "validation": fitted["validation"],
+    }
+
+
+def sets_report(
+    labels_N: np.ndarray, sets: Mapping[str, np.ndarray], classes: Sequence[str], level: float
+) -> Node:
+    """Return for each method how often the set holds the true class, and how large sets are.
+
+    Coverage is overall and of each class, null of one without images; "sizes" counts the images
+    with sets of 1, 2, ... K classes.
+    """
+    report: Node = {"level": level}
+    for method, sets_NK in sets.items():
+        held_N = sets_NK[np.arange(len(labels_N)), labels_N]
+        size_N = sets_NK.sum(axis=1)
+        report[method] = {
+            "coverage": float(held_N.mean()),
+            "coverage_per_class": {
+                code: float(held_N[labels_N == k].mean()) if (labels_N == k).any() else None
+                for k, code in enumerate(classes)
+            },
+            "mean_size": float(size_N.mean()),
+            "sizes": np.bincount(size_N, minlength=len(classes) + 1)[1:].tolist(),
+        }
+    return report
+
+
+def abstention_report(labels_N: np.ndarray, probs_NK: np.ndarray, fitted: Node | None) -> Node:
+    """Return the area under the risk-coverage curve, and what the threshold of validation does."""
+    temperature = 1.0 if fitted is None else fitted["temperature"]
+    confidence_N = with_temperature(probs_NK, temperature).max(axis=1)
+    right_N = probs_NK.argmax(axis=1) == labels_N
+    report: Node = {
+        "area": area(risk_coverage(confidence_N, right_N)[1]),
+        "abstain_below": None,
+        "coverage": None,
+        "error": None,
+    }
+    if fitted is None or fitted["abstain_below"] is None:
+        return report
+    kept_N = confidence_N >= fitted["abstain_below"]
+    return report | {
+        "abstain_below": fitted["abstain_below"],
+        "coverage": float(kept_N.mean()),
+        "error": float(1 - right_N[kept_N].mean()) if kept_N.any() else None,
+    }
+
+
+def _scores(method: str, cooled_NK: np.ndarray, sets: Node) -> np.ndarray:
+    return scores(method, cooled_NK, penalty=sets["penalty"], free_ranks=sets["free_ranks"])

@@ -1,0 +1,169 @@
+"""An evaluation as one page that needs no other file, for people who read and do not compute."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from dermalyze.data.page_tree import element, table, whole_page
+from dermalyze.files import write_whole
+from dermalyze.taxonomy import DISCLAIMER, HAM10000
+
+PAGE = "report.html"
+
+Node = dict[str, Any]
+
+_NAMES = {lesion_class.code: lesion_class.name for lesion_class in HAM10000}
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
+.warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: #fdf1e8; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+caption { text-align: left; color: #444; padding-bottom: .3rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; } figure { margin: 1rem 0; }
+"""
+# What the page shows: the metric, and what it is called there.
+_OVERALL = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy (mean sensitivity)",
+    "macro_f1": "macro F1",
+    "macro_auc": "macro AUC",
+    "macro_average_precision": "macro average precision",
+    "malignant_auc": "AUC, malignant against benign",
+    "kappa": "Cohen's kappa",
+    "mcc": "Matthews correlation",
+}
+_PER_CLASS = ("precision", "recall", "specificity", "f1", "auc", "average_precision")
+_IN_SUBGROUPS = ("accuracy", "balanced_accuracy", "macro_auc")
+_FIGURES = {
+    "confusion_matrix": "Rows are the true classes, columns what the model called them.",
+    "per_class_metrics": "Precision, recall and F1 of each class.",
+    "roc_curves": "How sensitivity is bought with false alarms.",
+    "pr_curves": "How many of those called a class are of it.",
+    "calibration_curve": "Whether a confidence of 80 % is right in 80 % of the cases.",
+    "risk_coverage": "How errors fall when the model keeps silent about what it is least sure of.",
+    "errors": "The mistakes that the model was surest of.",
+}
+
+
+def write_page(folder: Path, report: Node) -> None:
+    """Write report.html into an evaluation's folder, from its numbers and its figures.
+
+    Args:
+        folder: holds the PNG files of the figures.
+        report: what evaluation_metrics.json holds.
+    """
+    title = f"{report['data']}, {report['split']} split"
+    level, lesions = report["intervals"]["level"], report["intervals"]["lesions"]
+    content = [
+        element("h1", title),
+        element("p", DISCLAIMER, {"class": "disclaimer"}),
+        element(
+            "p",
+            f"{report['images']:,} images of {lesions:,} lesions; checkpoint of epoch "
+            f"{report['epoch']}, seed {report['seed']}. In brackets: {level:.0%} intervals by a "
+            "bootstrap over lesions.",
+        ),
+    ]
+    if report["leakage"] is not None:
+        content.append(element("p", report["leakage"], {"class": "warning"}))
+    content += [*_metrics(report), *_trust(report), *_subgroups(report), *_figures(folder)]
+    write_whole(folder / PAGE, whole_page(title, _STYLE, content))
+
+
+def _metrics(report: Node) -> list[Element]:
+    overall, per_class = report["intervals"]["overall"], report["intervals"]["per_class"]
+    names = dict(_OVERALL)
+    for key in overall:
+        if key.startswith("melanoma"):
+            names[key] = f"sensitivity to melanoma at specificity {key.rpartition('_')[2]}"
+    rows = [[name, _told(overall[key])] for key, name in names.items() if key in overall]
+    classes = [
+        [code, _NAMES.get(code, ""), entry["support"], *(_told(entry[key]) for key in _PER_CLASS)]
+        for code, entry in per_class.items()
+    ]
+    header = ["class", "name", "images", *(key.replace("_", " ") for key in _PER_CLASS)]
+    return [
+        element("h2", "Metrics"),
+        table(["metric", "value"], rows),
+        table(header, classes),
+    ]
+
+
+def _trust(report: Node) -> list[Element]:
+    """Calibration, sets and abstention, as far as validation has fitted them."""
+    calibration, sets, abstention = (report[key] for key in ("calibration", "sets", "abstention"))
+    content = [element("h2", "How far to trust a probability")]
+    if calibration["temperature"] is None:
+        content.append(element("p", f"Not calibrated: {calibration['reason']}."))
+    else:
+        content.append(
+            table(
+                ["error", "as predicted", f"temperature {calibration['temperature']:.3f}"],
+                [
+                    [name.replace("_", " "), f"{value:.4f}", f"{calibration['after'][name]:.4f}"]
+                    for name, value in calibration["before"].items()
+                ],
+                "Calibration; the temperature was fitted on validation.",
+            )
+        )
+    rows = [
+        [name, f"{found['coverage']:.3f}", f"{found['mean_size']:.2f}"]
+        for name, found in sets.items()
+        if name != "level"
+    ]
+    if rows:
+        caption = f"Sets that were to hold the true class in {sets['level']:.0%} of the images."
+        content.append(table(["method", "coverage", "mean size"], rows, caption))
+    if abstention["coverage"] is not None and abstention["error"] is not None:
+        content.append(
+            element(
+                "p",
+                f"Silent below a confidence of {abstention['abstain_below']:.3f}, chosen on "
+                f"validation, the model answers {abstention['coverage']:.1%} of the images and "
+                f"errs in {abstention['error']:.1%} of those.",
+            )
+        )
+    return content
+
+
+def _subgroups(report: Node) -> list[Element]:
+    content = [element("h2", "Subgroups")] if report["subgroups"] else []
+    header = ["value", "images", "lesions", *(key.replace("_", " ") for key in _IN_SUBGROUPS), ""]
+    for column, groups in report["subgroups"].items():
+        rows = [
+            [
+                name,
+                group["images"],
+                group["lesions"],
+                *(_told(group["metrics"][key]) for key in _IN_SUBGROUPS),
+                "too few" if group["note"] else "",
+            ]
+            for name, group in groups.items()
+        ]
+        content.append(table(header, rows, column))
+    return content
+
+
+def _figures(folder: Path) -> list[Element]:
+    content = [element("h2", "Figures")]
+    for name, caption in _FIGURES.items():
+        picture = base64.b64encode((folder / f"{name}.png").read_bytes()).decode("ascii")
+        image = element("img", src=f"data:image/png;base64,{picture}", alt=caption)
+        content.append(element("figure", image, element("figcaption", caption)))
+    return content
+
+
+def _told(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return f"none: {estimate['reason']}" if "reason" in estimate else "none"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"

@@ -1,0 +1,88 @@
+"""What evaluation_metrics.json says beside the plain metrics, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dermalyze.evaluation.metrics import confusion
+from dermalyze.reporting.fitted import (
+    abstention_report,
+    calibration_report,
+    sets_of,
+    sets_report,
+)
+from dermalyze.reporting.measures import Bootstrap, metrics_with_intervals, subgroups
+
+Node = dict[str, Any]
+
+
+class Results(NamedTuple):
+    """The report, and each image's sets for predictions.csv: {column: codes with spaces}."""
+
+    report: Node
+    set_columns: dict[str, list[str]]
+
+
+def results(
+    labels_N: np.ndarray,
+    probs_NK: np.ndarray,
+    frame: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    config: Node,
+    fitted: Node | None,
+    why_not_fitted: str | None,
+) -> Results:
+    """Measure predictions in every way that `conf/evaluate.yaml` asks for.
+
+    Args:
+        labels_N, probs_NK: see `metrics.checked_predictions`.
+        frame: the rows of a `LesionTable` for these images, in their order.
+        classes: the K codes.
+        config: checked, plain: intervals, specificities, subgroups and sets are read.
+        fitted: see `fitted.fit_on_validation`; None where there is none, for the reason
+            `why_not_fitted`.
+
+    Raises:
+        ConfigError: the edges of the age bands do not rise.
+        DataError: see `metrics.checked_predictions`.
+    """
+    bootstrap = Bootstrap(**config["intervals"])
+    lesion_ids = frame["lesion_id"].to_numpy()
+    sets = {} if fitted is None else sets_of(fitted, probs_NK, config["sets"])
+    metrics = metrics_with_intervals(
+        labels_N,
+        probs_NK,
+        lesion_ids,
+        classes,
+        bootstrap=bootstrap,
+        specificities=config["specificities"],
+    )
+    counts_KK = confusion(labels_N, probs_NK)
+    share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    report = {
+        "confusion_matrix": {
+            "classes": list(classes),
+            "counts": counts_KK.tolist(),
+            "share_of_true": share_KK.tolist(),
+        },
+        "intervals": {**config["intervals"], "lesions": len(set(lesion_ids)), **metrics},
+        "subgroups": subgroups(
+            labels_N, probs_NK, frame, bootstrap=bootstrap, **config["subgroups"]
+        ),
+        "calibration": calibration_report(labels_N, probs_NK, fitted, why_not=why_not_fitted),
+        "sets": sets_report(labels_N, sets, classes, config["sets"]["level"]),
+        "abstention": abstention_report(labels_N, probs_NK, fitted),
+    }
+    return Results(
+        report, {f"set_{name}": _named(sets_NK, classes) for name, sets_NK in sets.items()}
+    )
+
+
+def _named(sets_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return each image's set as the codes of its classes, a space between them."""
+    return [" ".join(np.asarray(classes, dtype=object)[row_K]) for row_K in sets_NK]
