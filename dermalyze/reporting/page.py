@@ -67,15 +67,27 @@ def write_page(folder: Path, report: Node) -> None:
         element("p", DISCLAIMER, {"class": "disclaimer"}),
         element(
             "p",
-            f"{report['images']:,} images of {lesions:,} lesions; checkpoint of epoch "
-            f"{report['epoch']}, seed {report['seed']}. In brackets: {level:.0%} intervals by a "
-            "bootstrap over lesions.",
+            f"{report['images']:,} images of {lesions:,} lesions; {_models(report)}. In brackets: "
+            f"{level:.0%} intervals by a bootstrap over lesions.",
         ),
     ]
     if report["leakage"] is not None:
         content.append(element("p", report["leakage"], {"class": "warning"}))
     content += [*_metrics(report), *_trust(report), *_subgroups(report), *_figures(folder)]
     write_whole(folder / PAGE, whole_page(title, _STYLE, content))
+
+
+def _models(report: Node) -> str:
+    """Return in words which models predicted, and in how many views."""
+    members = [
+        f"epoch {member['epoch']} of seed {member['seed']}"
+        + (f" with weight {member['weight']:.3g}" if len(report["members"]) > 1 else "")
+        for member in report["members"]
+    ]
+    how = "" if report["ensemble"] is None else f"ensemble by {report['ensemble']}: "
+    views = len(report["tta"]["views"])
+    seen = "" if views == 1 else f"; each image in {views} views, {report['tta']['aggregation']}"
+    return f"{how}{', '.join(members)}{seen}"
 
 
 def _metrics(report: Node) -> list[Element]:

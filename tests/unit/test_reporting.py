@@ -147,13 +147,28 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     )
     write_figures(tmp_path, labels_N, probs_NK, frame, CLASSES, found.report)
     Image.new("RGB", (8, 8)).save(tmp_path / "confusion_matrix.png")
-    about = {"data": "x", "split": "test", "images": 60, "epoch": 1, "seed": 2, "leakage": "seen"}
+    about = {
+        "data": "x",
+        "split": "test",
+        "images": 60,
+        "leakage": "seen",
+        "ensemble": "mean",
+        "members": [
+            {"epoch": 3, "seed": 7, "weight": 0.25},
+            {"epoch": 4, "seed": 8, "weight": 0.75},
+        ],
+        "tta": {"views": ["identity", "horizontal"], "aggregation": "mean"},
+    }
     write_page(tmp_path, found.report | about)
 
     seen = _Seen()
     seen.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert DISCLAIMER in seen.text
     assert "seen" in seen.text
+    assert (
+        "ensemble by mean: epoch 3 of seed 7 with weight 0.25, epoch 4 of seed 8 with weight 0.75; "
+        "each image in 2 views, mean." in seen.text
+    )
     assert "$a<b>$" in seen.text
     for name in ("accuracy", "macro_auc"):
         e = found.report["intervals"]["overall"][name]
