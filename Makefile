@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean help
+.PHONY: demo test thorough check format clean help
 
 help:
 	@echo "make demo    install, train on drawn pictures, evaluate: minutes on two cores"
 	@echo "make test    install with the test tools and run the suite"
+	@echo "make thorough  the tests that make test leaves out: minutes of computing each"
 	@echo "make check   format, lint, types and the suite, as CI does"
 	@echo "make format  put the code into shape"
 	@echo "make clean   remove .venv and what tools left behind; outputs/ and multirun/ stay"
@@ -30,6 +31,9 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
+
+thorough: .venv/.installed-dev
+	$(BIN)/python -m pytest -m thorough
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

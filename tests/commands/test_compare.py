@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 SMALL = ("data.source.lesions=500", "training.epochs=40", "training.threads=1", "tracking=none")
 
 
+@pytest.mark.thorough
 def test_siblings_in_training_raise_the_score_on_their_test_images_and_on_no_other(
     python, tmp_path
 ):

@@ -66,6 +66,7 @@ def test_two_processes_equal_one(python, torchrun, tiny, tmp_path):
     assert "the run so far used ranks=2, now 1" in done.stdout
 
 
+@pytest.mark.thorough
 def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(torchrun, tiny, tmp_path):
     """With BatchNorm, dropout and weighted sampling."""
     overrides = (
@@ -85,6 +86,7 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(torchrun, tiny,
     assert_same_run(stopped, whole)
 
 
+@pytest.mark.thorough
 def test_sigterm_saves_once_and_ends_truthfully(torchrun, tiny, tmp_path):
     run = tmp_path / "run"
     folder = ("tracking=none", f"hydra.run.dir={run}", "training.check_every_steps=2")

@@ -127,6 +127,7 @@ def test_training_from_larger_pictures_is_judged_on_decoded_ones(python, tiny, t
     assert sizes == {(32, 32, 3), (48, 48, 3)}
 
 
+@pytest.mark.thorough
 def test_a_cache_of_the_models_size_changes_nothing(python, tiny, trained, tmp_path):
     python("-m", "dermalyze.train", *tiny, "data.cache_size=32", "hydra.run.dir=same")
     history = json.loads((tmp_path / "same" / "training_history.json").read_text())
