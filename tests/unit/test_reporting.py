@@ -167,7 +167,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     assert "seen" in seen.text
     assert (
         "ensemble by mean: epoch 3 of seed 7 with weight 0.25, epoch 4 of seed 8 with weight 0.75; "
-        "each image in 2 views, mean." in seen.text
+        "each image in 2 views, mean. In brackets: 95% intervals" in "".join(seen.text)
     )
     assert "$a<b>$" in seen.text
     for name in ("accuracy", "macro_auc"):
