@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,42 +44,61 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data") / "phantoms"
 
 
-def command_in(folder: Path) -> Command:
-    """Return a function that runs `python ARGS` in a folder and expects an exit code."""
-
-    def run(*args: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *args],
-            cwd=folder,
-            env=_environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done
-
-    return run
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmPython]:
+    """Where the project's own commands are forked from."""
+    server = WarmPython(_environment())
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
-def python_in() -> Callable[[Path], Command]:
+def python_in(
+    warm: WarmPython, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], Command]:
     """For fixtures that outlive a test: run `python ARGS` in a given folder."""
+    texts = tmp_path_factory.mktemp("texts")
+
+    def command_in(folder: Path) -> Command:
+        def run(
+            *args: str, expect: int = 0, **environment: str
+        ) -> subprocess.CompletedProcess[str]:
+            env, timeout = _environment(**environment), 240
+            if args[0] == "-m" and args[1].startswith("dermalyze.") and "PYTHONPATH" not in env:
+                done = warm.run([*args[1:]], cwd=folder, env=env, out=texts, timeout=timeout)
+            else:
+                done = subprocess.run(
+                    [sys.executable, *args],
+                    cwd=folder,
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                    check=False,
+                )
+            assert done.returncode == expect, done.stdout + done.stderr
+            return done
+
+        return run
+
     return command_in
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Command:
-    """Run `python ARGS` in an empty folder."""
-    return command_in(tmp_path)
+def python(python_in: Callable[[Path], Command], tmp_path: Path) -> Command:
+    """Run `python ARGS` in an empty folder, and expect an exit code, 0 unless `expect` is given."""
+    return python_in(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    tiny: tuple[str, ...],
+    python_in: Callable[[Path], Command],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A finished run's folder, `outputs/train/one` below where it was started. Read it only."""
     start = tmp_path_factory.mktemp("trained")
-    command_in(start)("-m", "dermalyze.train", *tiny, "hydra.run.dir=outputs/train/one")
+    python_in(start)("-m", "dermalyze.train", *tiny, "hydra.run.dir=outputs/train/one")
     return start / "outputs" / "train" / "one"
 
 
