@@ -28,14 +28,45 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class _Stage:
+    """The stage that a schedule covers, and its linear warm-up: see `Constant`."""
+
+    warmup_fraction: float
+    peak_lr: float
+    total_steps: int
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(
+                f"scheduler.warmup_fraction={self.warmup_fraction}: a part of the run in [0, 1) is "
+                "needed; 0 does without warm-up."
+            )
+        if not 0 < self.peak_lr < math.inf:
+            raise ConfigError(
+                f"peak_lr={self.peak_lr}: a finite learning rate > 0 is needed; set the "
+                "optimizer's."
+            )
+        if self.total_steps < 1 or self.steps_per_epoch < 1:
+            raise ConfigError(
+                f"total_steps={self.total_steps}, steps_per_epoch={self.steps_per_epoch}: a stage "
+                "needs at least one optimiser step; lower training.batch_size or "
+                "training.accumulate, or raise training.epochs."
+            )
+
+    def _warmed(self, rate: float, step: int) -> float:
+        warmup_steps = round(self.warmup_fraction * self.total_steps)
+        return rate * ((step + 1) / warmup_steps) if step < warmup_steps else rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(_Stage):
     """The peak learning rate throughout, after a linear warm-up.
 
-    During the first `round(warmup_fraction * total_steps)` steps the rate is multiplied by
-    (step + 1) / warmup_steps, so the last of them has the full rate.
-
     Args:
-        warmup_fraction: part of the stage's steps spent warming up, in [0, 1).
+        warmup_fraction: part of the stage's steps spent warming up, in [0, 1): during the first
+            `round(warmup_fraction * total_steps)` steps the rate is multiplied by
+            (step + 1) / warmup_steps, so the last of them has the full rate.
         peak_lr: the learning rate, > 0.
         total_steps: optimiser steps of the stage.
         steps_per_epoch: optimiser steps of one epoch.
@@ -44,21 +75,13 @@ class Constant:
         ConfigError: a value out of its range.
     """
 
-    warmup_fraction: float
-    peak_lr: float
-    total_steps: int
-    steps_per_epoch: int
-
-    def __post_init__(self) -> None:
-        _check_run(self.warmup_fraction, self.peak_lr, self.total_steps, self.steps_per_epoch)
-
     def __call__(self, step: int, costs: Sequence[float] = ()) -> float:
         """Return the learning rate of optimiser step `step`, counted from 0."""
-        return self.peak_lr * _warmup(step, self.warmup_fraction, self.total_steps)
+        return self._warmed(self.peak_lr, step)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineRestarts:
+class CosineRestarts(_Stage):
     """Cosine annealing with warm restarts, after a linear warm-up.
 
     eta = eta_min + (peak_lr - eta_min) (1 + cos(pi T_cur / T_i)) / 2 (Loshchilov and Hutter
@@ -72,10 +95,8 @@ class CosineRestarts:
             as long as the stage, without a restart.
         restart_factor: growth of the periods, >= 1.
         eta_min: the lowest rate of a period, in [0, peak_lr].
-        warmup_fraction: part of the stage's steps spent warming up, in [0, 1).
         peak_lr: the rate at the start of each period, > 0.
-        total_steps: optimiser steps of the stage.
-        steps_per_epoch: optimiser steps of one epoch.
+        warmup_fraction, total_steps, steps_per_epoch: as in `Constant`.
 
     Raises:
         ConfigError: a value out of its range.
@@ -84,13 +105,9 @@ class CosineRestarts:
     restart_epochs: float | None
     restart_factor: int
     eta_min: float
-    warmup_fraction: float
-    peak_lr: float
-    total_steps: int
-    steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        _check_run(self.warmup_fraction, self.peak_lr, self.total_steps, self.steps_per_epoch)
+        super().__post_init__()
         if not 0 <= self.eta_min <= self.peak_lr:
             raise ConfigError(
                 f"scheduler.eta_min={self.eta_min}: must lie between 0 and the peak learning rate "
@@ -123,11 +140,11 @@ class CosineRestarts:
             since_restart -= period
             period *= self.restart_factor
         annealed = _half_cosine(self.peak_lr, self.eta_min, since_restart / period)
-        return annealed * _warmup(step, self.warmup_fraction, self.total_steps)
+        return self._warmed(annealed, step)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCycle:
+class OneCycle(_Stage):
     """Up to the peak and down again, once, both by half a cosine.
 
     From peak_lr / start_divisor up to peak_lr during the first `warmup_fraction` of the steps, then
@@ -152,7 +169,7 @@ class OneCycle:
     steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        _check_run(self.warmup_fraction, self.peak_lr, self.total_steps, self.steps_per_epoch)
+        super().__post_init__()
         for name in ("start_divisor", "end_divisor"):
             value = getattr(self, name)
             if not 1 <= value < math.inf:
@@ -171,7 +188,7 @@ class OneCycle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plateau:
+class Plateau(_Stage):
     """The peak, multiplied by `factor` each time the monitored metric stops getting better.
 
     As `torch.optim.lr_scheduler.ReduceLROnPlateau` with an absolute threshold, but as a function
@@ -194,13 +211,9 @@ class Plateau:
     threshold: float
     cooldown: int
     min_lr: float
-    warmup_fraction: float
-    peak_lr: float
-    total_steps: int
-    steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        _check_run(self.warmup_fraction, self.peak_lr, self.total_steps, self.steps_per_epoch)
+        super().__post_init__()
         if not 0 < self.factor < 1:
             raise ConfigError(
                 f"scheduler.factor={self.factor}: a number between 0 and 1 is needed, such as 0.1."
@@ -228,34 +241,9 @@ class Plateau:
             if waited > self.patience:
                 rate = max(rate * self.factor, self.min_lr)
                 waited, cooling = 0, self.cooldown
-        return rate * _warmup(step, self.warmup_fraction, self.total_steps)
+        return self._warmed(rate, step)
 
 
 def _half_cosine(start: float, end: float, way: float) -> float:
     """Return the value `way` in [0, 1] of the way from start to end along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * way)) / 2
-
-
-def _warmup(step: int, warmup_fraction: float, total_steps: int) -> float:
-    warmup_steps = round(warmup_fraction * total_steps)
-    return (step + 1) / warmup_steps if step < warmup_steps else 1.0
-
-
-def _check_run(
-    warmup_fraction: float, peak_lr: float, total_steps: int, steps_per_epoch: int
-) -> None:
-    if not 0 <= warmup_fraction < 1:
-        raise ConfigError(
-            f"scheduler.warmup_fraction={warmup_fraction}: a part of the run in [0, 1) is needed; "
-            "0 does without warm-up."
-        )
-    if not 0 < peak_lr < math.inf:
-        raise ConfigError(
-            f"peak_lr={peak_lr}: a finite learning rate > 0 is needed; set the optimizer's."
-        )
-    if total_steps < 1 or steps_per_epoch < 1:
-        raise ConfigError(
-            f"total_steps={total_steps}, steps_per_epoch={steps_per_epoch}: a stage needs at least "
-            "one optimiser step; lower training.batch_size or training.accumulate, or raise "
-            "training.epochs."
-        )
