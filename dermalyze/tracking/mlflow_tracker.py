@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from dermalyze.files import write_json
 from dermalyze.run_folder import redacted
+from dermalyze.tracking.mlflow_store import (
+    FOLDER_TAG,
+    HOST_TAG,
+    REFUSED,
+    absolute,
+    connect,
+    experiment_id,
+    reason,
+    relative,
+)
 from dermalyze.tracking.run_lock import is_abandoned
 from dermalyze.tracking.tracker import Status
-
-# Read by mlflow at import and at each call. A user who set them keeps what was set.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With the server down, training must not wait for retries; what is queued is tried again anyway.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,12 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "tracking.json"
-_FOLDER_TAG = "dermalyze.folder"
-_HOST_TAG = "dermalyze.host"
-_SQLITE = "sqlite:///"
 _LONGEST_PARAMETER = 500
-# What MLflow answers where asking again cannot help.
-_REFUSED = frozenset({"BAD_REQUEST", "INVALID_PARAMETER_VALUE"})
 
 Call = Callable[["MlflowClient", str], object]
 
@@ -53,7 +49,7 @@ class MlflowTracker:
     """
 
     def __init__(self, *, uri: str, experiment: str) -> None:
-        self.uri = _absolute(uri)
+        self.uri = absolute(uri)
         self.experiment = experiment
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
@@ -79,7 +75,7 @@ class MlflowTracker:
 
         self._queue, self._run_id, self._logged_steps = [], None, set()
         where = folder.resolve()
-        all_tags = {**tags, _FOLDER_TAG: str(where), _HOST_TAG: socket.gethostname()}
+        all_tags = {**tags, FOLDER_TAG: str(where), HOST_TAG: socket.gethostname()}
         self._begin = lambda: self._begin_run(name, where)
         all_parameters = [
             Param(key, value[:_LONGEST_PARAMETER]) for key, value in parameters.items()
@@ -146,7 +142,7 @@ class MlflowTracker:
         """Return the command, or the address, that shows the run."""
         if self.uri.startswith("http"):
             return f"see {redacted(self.uri)}"
-        return f"mlflow ui --backend-store-uri {_relative(self.uri)}"
+        return f"mlflow ui --backend-store-uri {relative(self.uri)}"
 
     def _send(self, call: Call | None = None) -> None:
         """Send what is queued, oldest first, as far as the store answers."""
@@ -156,16 +152,16 @@ class MlflowTracker:
             self._queue.append(call)
         try:
             if self._client is None:
-                self._client = _connect(self.uri)
+                self._client = connect(self.uri)
             if self._run_id is None and self._begin is not None:
                 self._run_id = self._begin()
             while self._queue and self._run_id is not None:
                 try:
                     self._queue[0](self._client, self._run_id)
                 except MlflowException as error:
-                    if error.error_code not in _REFUSED:
+                    if error.error_code not in REFUSED:
                         raise
-                    logger.warning("tracking: a record is refused, left out: %s", _reason(error))
+                    logger.warning("tracking: a record is refused, left out: %s", reason(error))
                 self._queue.pop(0)
         except Exception as error:  # of MLflow, its database, its server: training goes on
             if not self._said_offline:
@@ -173,7 +169,7 @@ class MlflowTracker:
                     "tracking: %s cannot be used now (%s). Training goes on; what is not sent is "
                     "kept and tried again after each epoch.",
                     redacted(self.uri),
-                    _reason(error),
+                    reason(error),
                 )
             self._said_offline = True
 
@@ -183,14 +179,14 @@ class MlflowTracker:
         client = self._client
         if client is None:  # pragma: no cover - _send connects first
             raise RuntimeError("not connected")
-        experiment = _experiment(client, self.experiment, self.uri)
+        experiment = experiment_id(client, self.experiment, self.uri)
         _close_abandoned(client, experiment)
         if (folder / _IDENTITY).is_file() and _identity(folder)["uri"] == self.uri:
             run_id = str(_identity(folder)["run_id"])
             try:
                 client.update_run(run_id, status="RUNNING")
             except MlflowException as error:
-                if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", *_REFUSED}:
+                if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", *REFUSED}:
                     raise
                 logger.warning("tracking: run %s was deleted; another is begun", run_id)
             else:
@@ -219,64 +215,14 @@ def tracker_of(folder: Path) -> MlflowTracker | None:
     return MlflowTracker(uri=identity["uri"], experiment=identity["experiment"])
 
 
-def _reason(error: Exception) -> str:
-    lines = str(redacted(str(error))).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _connect(uri: str) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    if not uri.startswith(_SQLITE):
-        return MlflowClient(tracking_uri=uri)
-    # Processes that open a fresh store at once crash in its migration, so only one makes it.
-    database = Path(uri.removeprefix(_SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock"):
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None
-    if uri.startswith(_SQLITE):
-        location = (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" / name).as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:  # another process made it in between
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
 def _close_abandoned(client: MlflowClient, experiment: str) -> None:
     here = socket.gethostname()
     running = client.search_runs(
-        [experiment], f"attributes.status = 'RUNNING' and tags.`{_HOST_TAG}` = '{here}'"
+        [experiment], f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{here}'"
     )
     for run in running:
-        folder = Path(run.data.tags[_FOLDER_TAG])
+        folder = Path(run.data.tags[FOLDER_TAG])
         # Asked again once its folder is free: it may have ended by itself since the search.
         if is_abandoned(folder) and client.get_run(run.info.run_id).info.status == "RUNNING":
             client.set_terminated(run.info.run_id, "KILLED")
             logger.info("tracking: the run of %s was killed; its status now says so", folder)
-
-
-def _absolute(uri: str) -> str:
-    if not uri.startswith(_SQLITE):
-        return uri
-    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).resolve()}"
-
-
-def _relative(uri: str) -> str:
-    path = Path(uri.removeprefix(_SQLITE))
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{_SQLITE}{path}"

@@ -504,14 +504,14 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(
 def test_a_store_that_comes_back_gets_all_of_it_in_order(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connect, refusals = mlflow_tracker._connect, [OSError(), MlflowException("still down")]
+    connect, refusals = mlflow_tracker.connect, [OSError(), MlflowException("still down")]
 
     def connect_at_the_third_time(uri: str) -> MlflowClient:
         if refusals:
             raise refusals.pop(0)
         return connect(uri)
 
-    monkeypatch.setattr(mlflow_tracker, "_connect", connect_at_the_third_time)
+    monkeypatch.setattr(mlflow_tracker, "connect", connect_at_the_third_time)
     folder = a_folder(tmp_path)
     tracker = started(uri, folder)
     tracker.log_metrics(EPOCHS[0], step=1)
@@ -531,7 +531,7 @@ def test_a_store_that_goes_away_in_between_misses_nothing(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Breakable(MlflowClient(tracking_uri=uri))
-    monkeypatch.setattr(mlflow_tracker, "_connect", lambda uri: client)
+    monkeypatch.setattr(mlflow_tracker, "connect", lambda uri: client)
     folder = a_folder(tmp_path)
     (folder / "curves.png").write_bytes(b"png")
     tracker = started(uri, folder)
@@ -556,7 +556,7 @@ def test_a_store_that_never_comes_back_is_told_at_the_end(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Breakable(MlflowClient(tracking_uri=uri))
-    monkeypatch.setattr(mlflow_tracker, "_connect", lambda uri: client)
+    monkeypatch.setattr(mlflow_tracker, "connect", lambda uri: client)
     tracker = started(uri, a_folder(tmp_path))
     client.up = False
     tracker.log_metrics(EPOCHS[0], step=1)
