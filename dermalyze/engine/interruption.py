@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, and leave with a truthful exit code."""
+"""Signals that ask to stop: finish the step, save, and leave with a truthful exit code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from dermalyze.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
+# By hand, and by whoever wants the machine; a second one acts at once.
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+# A scheduler's warning that time or place is up. It may reach a process twice, from the scheduler
+# and from the launcher, so a second one is the first one again.
+_WARNING = (signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Interruption:
-    """Within this context a first SIGINT or SIGTERM asks to stop; a second one acts at once.
+    """Within this context a first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 asks to stop.
+
+    A second SIGINT or SIGTERM acts at once; a second SIGUSR1 or SIGUSR2 changes nothing.
 
     Signals reach only the main thread of a process; elsewhere (a launcher's worker thread) this
     context changes nothing.
@@ -28,7 +36,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOPPING + _WARNING:
                 # A signal that the parent has this process ignore (nohup, a background job) stays
                 # ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -41,20 +49,22 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self._give_back(_STOPPING + _WARNING)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number in _WARNING:
+            return
         self.signal = number
-        self._give_back()
+        self._give_back(_STOPPING)
         logger.warning(
             "%s: finishing the step and saving; once more stops at once",
             signal.Signals(number).name,
         )
 
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+    def _give_back(self, numbers: tuple[signal.Signals, ...]) -> None:
+        for number in numbers:
+            if number in self._before:
+                signal.signal(number, self._before.pop(number))  # type: ignore[arg-type]
 
     @property
     def requested(self) -> bool:

@@ -532,6 +532,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
         (signal.SIGINT, 130, 3),
         (signal.SIGTERM, 143, STEPS),
         (signal.SIGTERM, 143, STEPS + 2),
+        (signal.SIGUSR1, 138, 2),
+        (signal.SIGUSR2, 140, STEPS + 1),
         (signal.SIGINT, 130, EPOCHS * STEPS),
     ],
 )
@@ -635,6 +637,18 @@ def test_a_second_signal_acts_at_once():
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
             interruption.stop_if_requested()
+
+
+def test_a_scheduler_may_warn_twice_and_a_person_still_stop_at_once():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="stopped by SIGUSR2"):
+            interruption.stop_if_requested()
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_in_another_thread_it_changes_nothing():
