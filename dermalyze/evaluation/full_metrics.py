@@ -15,13 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermalyze.evaluation.intervals import metric_draws
-from dermalyze.evaluation.metrics import checked_predictions
+from dermalyze.evaluation.draws import Draws, blocks_of_draws, mean_defined, ratio
 from dermalyze.evaluation.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
-
-_DRAWS_AT_ONCE = 256  # bounds the memory, as in `intervals`
 
 
 class FullMetrics(NamedTuple):
@@ -51,82 +48,62 @@ def full_metrics(
 
     Args:
         labels_N, probs_NK: see `metrics.checked_predictions`.
-        weights_DN: see `intervals.metric_draws`.
+        weights_DN: see `draws.blocks_of_draws`.
         malignant_K: which classes are; None where it is not known: no malignant_auc.
         melanoma: its position among the classes; None: there is none, and no sensitivity of it.
         specificities: in [0, 1].
 
     Raises:
-        DataError: see `intervals.metric_draws`.
+        DataError: see `draws.blocks_of_draws`.
     """
-    labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
-    overall = metric_draws(labels_N, probs_NK, weights_DN)
     blocks = []
-    for start in range(0, len(weights_DN), _DRAWS_AT_ONCE):
-        weights_BN = np.asarray(weights_DN[start : start + _DRAWS_AT_ONCE], dtype=np.float64)
-        block = _measured(labels_N, probs_NK, weights_BN)
+    for draws in blocks_of_draws(labels_N, probs_NK, weights_DN):
+        per_class = _per_class(draws)
+        overall = draws.summary() | _overall(draws, per_class)
         if malignant_K is not None:
             columns_K = np.asarray(malignant_K, dtype=np.bool_)
-            scores_N = probs_NK[:, columns_K].sum(axis=1)
-            ranking = Ranking(scores_N, columns_K[labels_N], weights_BN)
-            block.overall["malignant_auc"] = ranking.auc()
+            scores_N = draws.probs_NK[:, columns_K].sum(axis=1)
+            malignant_N = columns_K[draws.labels_N]
+            overall["malignant_auc"] = Ranking(scores_N, malignant_N, draws.weights_BN).auc()
         if melanoma is not None:
-            ranking = Ranking(probs_NK[:, melanoma], labels_N == melanoma, weights_BN)
             for specificity in specificities:
                 name = f"melanoma_sensitivity_at_specificity_{specificity:g}"
-                block.overall[name] = ranking.sensitivity(specificity)
-        blocks.append(block)
+                overall[name] = draws.rankings[melanoma].sensitivity(specificity)
+        blocks.append(FullMetrics(overall, per_class))
     first = blocks[0]
     return FullMetrics(
-        overall
-        | {name: np.concatenate([block.overall[name] for block in blocks]) for name in first[0]},
+        {name: np.concatenate([block.overall[name] for block in blocks]) for name in first[0]},
         {name: np.concatenate([block.per_class[name] for block in blocks]) for name in first[1]},
     )
 
 
-def _measured(labels_N: np.ndarray, probs_NK: np.ndarray, weights_BN: Floats) -> FullMetrics:
-    """Return what needs neither melanoma nor malignancy, for a block of B draws."""
-    size = probs_NK.shape[1]
-    cells_NC = np.eye(size**2)[labels_N * size + probs_NK.argmax(axis=1)]
-    confusion_BKK = (weights_BN @ cells_NC).reshape(-1, size, size)
-    right_BK = np.diagonal(confusion_BKK, axis1=1, axis2=2)
-    true_BK, predicted_BK = confusion_BKK.sum(axis=2), confusion_BKK.sum(axis=1)
+def _per_class(draws: Draws) -> dict[str, Floats]:
+    right_BK, true_BK, predicted_BK = draws.right_BK, draws.true_BK, draws.predicted_BK
     total_B1 = true_BK.sum(axis=1, keepdims=True)
-    rankings = [Ranking(probs_NK[:, k], labels_N == k, weights_BN) for k in range(size)]
-    per_class = {
-        "precision": _ratio(right_BK, predicted_BK),
-        "recall": _ratio(right_BK, true_BK),
-        "specificity": _ratio(total_B1 - true_BK - predicted_BK + right_BK, total_B1 - true_BK),
-        "f1": _ratio(2 * right_BK, true_BK + predicted_BK),
-        "auc": np.stack([ranking.auc() for ranking in rankings], axis=1),
-        "average_precision": np.stack([r.average_precision() for r in rankings], axis=1),
+    return {
+        "precision": ratio(right_BK, predicted_BK),
+        "recall": ratio(right_BK, true_BK),
+        "specificity": ratio(total_B1 - true_BK - predicted_BK + right_BK, total_B1 - true_BK),
+        "f1": ratio(2 * right_BK, true_BK + predicted_BK),
+        "auc": draws.auc_BK,
+        "average_precision": np.stack([r.average_precision() for r in draws.rankings], axis=1),
     }
-    overall = {
-        f"{mean}_{name}": _mean(per_class[name], weights_BK)
-        for name in ("precision", "recall", "f1")
-        for mean, weights_BK in (("macro", np.ones_like(true_BK)), ("weighted", true_BK))
-    }
-    overall["macro_average_precision"] = _mean(
-        per_class["average_precision"], np.ones_like(true_BK)
-    )
-    total_B, agreed_B = total_B1[:, 0], right_BK.sum(axis=1)
+
+
+def _overall(draws: Draws, per_class: dict[str, Floats]) -> dict[str, Floats]:
+    """Return what the summary lacks and needs neither melanoma nor malignancy."""
+    right_BK, true_BK, predicted_BK = draws.right_BK, draws.true_BK, draws.predicted_BK
+    overall = {}
+    for name in ("precision", "recall", "f1"):
+        overall[f"macro_{name}"] = mean_defined(per_class[name])
+        overall[f"weighted_{name}"] = mean_defined(per_class[name], true_BK)
+    overall["macro_average_precision"] = mean_defined(per_class["average_precision"])
+    total_B, agreed_B = true_BK.sum(axis=1), right_BK.sum(axis=1)
     by_chance_B = (true_BK * predicted_BK).sum(axis=1)
     covariance_B = agreed_B * total_B - by_chance_B
-    overall["kappa"] = _ratio(covariance_B, total_B**2 - by_chance_B)
+    overall["kappa"] = ratio(covariance_B, total_B**2 - by_chance_B)
     spread_B = (total_B**2 - (true_BK**2).sum(axis=1)) * (
         total_B**2 - (predicted_BK**2).sum(axis=1)
     )
-    overall["mcc"] = _ratio(covariance_B, np.sqrt(np.maximum(spread_B, 0)))
-    return FullMetrics(overall, per_class)
-
-
-def _ratio(over: Floats, under: Floats) -> Floats:
-    ratio: Floats = np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0)
-    return ratio
-
-
-def _mean(values_BK: Floats, weights_BK: Floats) -> Floats:
-    """Return each draw's weighted mean over the classes that have a value; NaN where none has."""
-    defined_BK = ~np.isnan(values_BK)
-    kept_BK = weights_BK * defined_BK
-    return _ratio((kept_BK * np.nan_to_num(values_BK)).sum(axis=1), kept_BK.sum(axis=1))
+    overall["mcc"] = ratio(covariance_B, np.sqrt(np.maximum(spread_B, 0)))
+    return overall

@@ -17,18 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dermalyze.errors import ConfigError, DataError
-from dermalyze.evaluation.metrics import (
-    ECE_BINS,
-    calibration_gaps,
-    checked_predictions,
-    log_likelihoods,
-)
-from dermalyze.evaluation.ranking import Ranking
+from dermalyze.evaluation.draws import blocks_of_draws
 from dermalyze.randomness import Purpose, generator
 
 Floats = npt.NDArray[np.float64]
-
-_DRAWS_AT_ONCE = 256  # bounds the memory: 1,500 images take 3 MB a temporary array
 
 
 class Interval(NamedTuple):
@@ -75,27 +67,12 @@ def metric_draws(
     `sample_weight` of scikit-learn.
 
     Args:
-        labels_N: true classes, in [0, K).
-        probs_NK: probabilities, rows sum to 1.
-        weights_DN: >= 0, each row with a sum > 0; one row of ones measures the images as they are.
+        labels_N, probs_NK, weights_DN: see `draws.blocks_of_draws`.
 
     Raises:
-        DataError: see `checked_predictions`; or the weights do not fit the images.
+        DataError: see `draws.blocks_of_draws`.
     """
-    labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
-    weights_DN = np.asarray(weights_DN, dtype=np.float64)
-    if weights_DN.ndim != 2 or weights_DN.shape[1] != len(labels_N):
-        raise DataError(
-            f"weights: shape {weights_DN.shape}, needed (draws, {len(labels_N)}), one an image"
-        )
-    if not (np.isfinite(weights_DN).all() and (weights_DN >= 0).all()):
-        raise DataError("weights: negative or not finite; an image is in a draw 0 times or more")
-    if not weights_DN.any(axis=1).all():
-        raise DataError("weights: a draw with no image in it has no metrics")
-    blocks = [
-        _measured(labels_N, probs_NK, weights_DN[start : start + _DRAWS_AT_ONCE])
-        for start in range(0, len(weights_DN), _DRAWS_AT_ONCE)
-    ]
+    blocks = [draws.summary() for draws in blocks_of_draws(labels_N, probs_NK, weights_DN)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -120,43 +97,3 @@ def interval(values_D: Floats, *, level: float) -> Interval | None:
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), len(defined))
-
-
-def _measured(labels_N: np.ndarray, probs_NK: np.ndarray, weights_BN: Floats) -> dict[str, Floats]:
-    """`metric_draws` of a block of B draws."""
-    total_B = weights_BN.sum(axis=1)
-    num_classes = probs_NK.shape[1]
-    cell_N = labels_N * num_classes + probs_NK.argmax(axis=1)
-    confusion_BKK = _sums(weights_BN, cell_N, num_classes**2).reshape(-1, num_classes, num_classes)
-    right_BK = np.diagonal(confusion_BKK, axis1=1, axis2=2)
-    true_BK, predicted_BK = confusion_BKK.sum(axis=2), confusion_BKK.sum(axis=1)
-    bin_N, gap_N = calibration_gaps(labels_N, probs_NK, ECE_BINS)
-    rankings = [Ranking(probs_NK[:, k], labels_N == k, weights_BN) for k in range(num_classes)]
-    auc_BK = np.stack([ranking.auc() for ranking in rankings], axis=1)
-    return {
-        "loss": -(weights_BN @ log_likelihoods(labels_N, probs_NK)) / total_B,
-        "accuracy": right_BK.sum(axis=1) / total_B,
-        "balanced_accuracy": _mean_of_ratios(right_BK, true_BK),
-        # F1 is 2 TP / (2 TP + FP + FN): undefined, and out of the mean, where neither the labels
-        # nor the predictions have the class.
-        "macro_f1": _mean_of_ratios(2 * right_BK, true_BK + predicted_BK),
-        "macro_auc": _mean_of_ratios(np.nan_to_num(auc_BK), (~np.isnan(auc_BK)).astype(float)),
-        "ece": np.abs(_sums(weights_BN * gap_N, bin_N, ECE_BINS)).sum(axis=1) / total_B,
-    }
-
-
-def _sums(values_BN: Floats, group_N: np.ndarray, groups: int) -> Floats:
-    """Return sums_BG: each draw's values added up within each group of images."""
-    sums_BG: Floats = values_BN @ np.eye(groups)[group_N]
-    return sums_BG
-
-
-def _mean_of_ratios(over_BK: Floats, under_BK: Floats) -> Floats:
-    """Return the mean over the classes whose denominator is not 0; NaN where all are."""
-    defined_BK = under_BK > 0
-    ratio_BK = np.divide(over_BK, under_BK, out=np.zeros_like(over_BK), where=defined_BK)
-    count_B = defined_BK.sum(axis=1)
-    sums_B = ratio_BK.sum(axis=1)
-    undefined_B = np.full(len(count_B), np.nan)
-    mean_B: Floats = np.divide(sums_B, count_B, out=undefined_B, where=count_B > 0)
-    return mean_B

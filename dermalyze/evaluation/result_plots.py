@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn import metrics as sk
 
 from dermalyze.errors import DataError
 from dermalyze.evaluation.abstention import area, risk_coverage
@@ -26,7 +27,6 @@ from dermalyze.evaluation.figure_style import (
     add_footer,
     layout,
 )
-from dermalyze.evaluation.ranking import Ranking
 
 _Corner = Literal["lower left", "lower right", "upper left"]
 
@@ -38,9 +38,9 @@ def roc_curves_figure(labels_N: np.ndarray, probs_NK: np.ndarray, classes: Seque
     """Draw the ROC curve of each class against the rest; a class that has none is left out."""
     figure, axes = _square("ROC, one class against the rest")
     axes.plot([0, 1], [0, 1], color=PALE_GREY, label="chance")
-    for k, ranking in _rankings(labels_N, probs_NK):
-        false, true = ranking.roc_curve()
-        _line(axes, k, false, true, f"{classes[k]} (AUC {ranking.auc()[0]:.3f})")
+    for k in _ranked(labels_N, probs_NK):
+        false, true, _ = sk.roc_curve(labels_N == k, probs_NK[:, k])
+        _line(axes, k, false, true, f"{classes[k]} (AUC {sk.auc(false, true):.3f})")
     _named(axes, "1 - specificity", "sensitivity", "lower right")
     return figure
 
@@ -48,9 +48,13 @@ def roc_curves_figure(labels_N: np.ndarray, probs_NK: np.ndarray, classes: Seque
 def pr_curves_figure(labels_N: np.ndarray, probs_NK: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw precision over recall of each class; a class that has none is left out."""
     figure, axes = _square("Precision and recall, one class against the rest")
-    for k, ranking in _rankings(labels_N, probs_NK):
-        recall, precision = ranking.precision_recall_curve()
-        label = f"{classes[k]} (AP {ranking.average_precision()[0]:.3f})"
+    for k in _ranked(labels_N, probs_NK):
+        of_class_N, scores_N = labels_N == k, probs_NK[:, k]
+        average = sk.average_precision_score(of_class_N, scores_N)
+        precision, recall, _ = sk.precision_recall_curve(of_class_N, scores_N)
+        # scikit-learn ends at recall 0 with a precision of 1 that no image has.
+        precision, recall = precision[-2::-1], recall[-2::-1]
+        label = f"{classes[k]} (AP {average:.3f})"
         _line(axes, k, np.r_[0, recall], np.r_[precision[0], precision], label)
     _named(axes, "recall", "precision", "lower left")
     return figure
@@ -164,14 +168,10 @@ def errors_figure(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Fi
     return figure
 
 
-def _rankings(labels_N: np.ndarray, probs_NK: np.ndarray) -> list[tuple[int, Ranking]]:
-    """Return the ranking of each class that has images and is not alone."""
-    one = np.ones((1, len(labels_N)))
-    return [
-        (k, Ranking(probs_NK[:, k], labels_N == k, one))
-        for k in range(probs_NK.shape[1])
-        if 0 < (labels_N == k).sum() < len(labels_N)
-    ]
+def _ranked(labels_N: np.ndarray, probs_NK: np.ndarray) -> list[int]:
+    """Return the classes that have images and are not alone."""
+    counts_K = np.bincount(labels_N, minlength=probs_NK.shape[1])
+    return [k for k, count in enumerate(counts_K) if 0 < count < len(labels_N)]
 
 
 def _square(title: str) -> tuple[Figure, Axes]:
