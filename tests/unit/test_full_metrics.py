@@ -141,19 +141,6 @@ def test_sensitivity_at_a_specificity_by_hand() -> None:
     assert first_other.sensitivity(1) == pytest.approx([0])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_curves_equal_scikit_learn(seed: int) -> None:
-    labels_N, probs_NK = sampled(seed)
-    own_N, scores_N = labels_N == MELANOMA, probs_NK[:, MELANOMA]
-    ranking = Ranking(scores_N, own_N, np.ones((1, len(labels_N))))
-    false, true, _ = sk.roc_curve(own_N, scores_N, drop_intermediate=False)
-    np.testing.assert_allclose(ranking.roc_curve(), [false, true], atol=1e-12)
-    precision, recall, _ = sk.precision_recall_curve(own_N, scores_N)
-    np.testing.assert_allclose(
-        ranking.precision_recall_curve(), [recall[-2::-1], precision[-2::-1]], atol=1e-12
-    )
-
-
 def test_what_the_labels_leave_undefined_is_nan() -> None:
     labels_N = np.array([0, 0, 2])
     probs_NK = np.full((3, 7), 0.05)

@@ -54,12 +54,15 @@ def test_curves_are_those_of_the_classes_that_have_one() -> None:
     labels_N = np.where(labels_N == 2, 1, labels_N)  # the third class has no image
     found = lines(roc_curves_figure(labels_N, probs_NK, CLASSES))
     auc = sk.roc_auc_score(labels_N == 0, probs_NK[:, 0])
-    false, true, _ = sk.roc_curve(labels_N == 0, probs_NK[:, 0], drop_intermediate=False)
-    np.testing.assert_allclose(found[f"mel (AUC {auc:.3f})"], [false, true])
+    false, true = found[f"mel (AUC {auc:.3f})"]
+    assert np.trapezoid(true, false) == pytest.approx(auc)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
     assert len(found) == 3  # chance, mel and nv
     average = sk.average_precision_score(labels_N == 0, probs_NK[:, 0])
     found = lines(pr_curves_figure(labels_N, probs_NK, CLASSES))
-    assert next(iter(found)) == f"mel (AP {average:.3f})"
+    recall, precision = found[f"mel (AP {average:.3f})"]
+    assert np.diff(recall) @ precision[1:] == pytest.approx(average)
+    assert (recall[0], recall[-1], precision[0]) == (0, 1, precision[1])
     assert len(found) == 2
 
 
