@@ -18,7 +18,7 @@ from dermalyze.evaluation.metrics import (
     checked_predictions,
     log_likelihoods,
 )
-from dermalyze.evaluation.ranking import Ranking
+from dermalyze.evaluation.ranking import Ranking, auc_draws
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +57,11 @@ class Draws:
     @cached_property
     def auc_BK(self) -> Floats:  # noqa: N802 - the shape is in the name
         """The area under each class's ROC curve, one against the rest; NaN where there is none."""
-        return np.stack([ranking.auc() for ranking in self.rankings], axis=1)
+        auc_KB = [
+            auc_draws(self.probs_NK[:, k], self.labels_N == k, self.weights_BN)
+            for k in range(self.probs_NK.shape[1])
+        ]
+        return np.stack(auc_KB, axis=1)
 
     def summary(self) -> dict[str, Floats]:
         """Return the metrics of `metrics.summary_metrics`: {name: values_B}, NaN for its None."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermalyze.evaluation.draws import Draws, blocks_of_draws, mean_defined, ratio
-from dermalyze.evaluation.ranking import Ranking
+from dermalyze.evaluation.ranking import auc_draws
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def full_metrics(
             columns_K = np.asarray(malignant_K, dtype=np.bool_)
             scores_N = draws.probs_NK[:, columns_K].sum(axis=1)
             malignant_N = columns_K[draws.labels_N]
-            overall["malignant_auc"] = Ranking(scores_N, malignant_N, draws.weights_BN).auc()
+            overall["malignant_auc"] = auc_draws(scores_N, malignant_N, draws.weights_BN)
         if melanoma is not None:
             for specificity in specificities:
                 name = f"melanoma_sensitivity_at_specificity_{specificity:g}"

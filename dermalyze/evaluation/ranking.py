@@ -2,7 +2,8 @@
 
 Scores are sorted once; each of D draws is a row of weights (see `intervals`). Images with equal
 scores are one step of every curve. Only steps with images of the kind are kept: between them no
-curve rises. Shapes: N images, D draws, G different scores of images of the kind.
+curve rises. Shapes: N images, P of them of the kind and Q others, D draws, G different scores of
+images of the kind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,28 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-9  # relative; sums of weights that should be equal differ by less
+
+
+def auc_draws(scores_N: np.ndarray, of_kind_N: npt.NDArray[np.bool_], weights_DN: Floats) -> Floats:
+    """Return the area under the ROC curve of each draw; NaN where one kind is absent.
+
+    It is the share of pairs, one of the kind and one other, that are ranked right; equal scores
+    count half (Fawcett 2006, section 7). No curve is made, and sums run over the others alone and
+    along memory: a quarter of the time of a `Ranking`.
+
+    Args:
+        scores_N, of_kind_N, weights_DN: as of `Ranking`.
+    """
+    own_P, others_Q = np.flatnonzero(of_kind_N), np.flatnonzero(~of_kind_N)
+    others_Q = others_Q[np.argsort(scores_N[others_Q], kind="stable")]
+    weights_ND = np.ascontiguousarray(weights_DN.T)
+    below_QD = np.zeros((len(others_Q) + 1, len(weights_DN)))
+    np.cumsum(weights_ND[others_Q], axis=0, out=below_QD[1:])
+    fewer_P = np.searchsorted(scores_N[others_Q], scores_N[own_P], side="left")
+    no_more_P = np.searchsorted(scores_N[others_Q], scores_N[own_P], side="right")
+    weights_PD = weights_ND[own_P]
+    right_D = np.einsum("pd,pd->d", weights_PD, below_QD[fewer_P] + below_QD[no_more_P]) / 2
+    return _ratio(right_D, weights_PD.sum(axis=0) * below_QD[-1])
 
 
 class Ranking:
@@ -33,30 +56,17 @@ class Ranking:
         sorted_DN = weights_DN[:, order]
         until_DN: Floats = np.cumsum(sorted_DN, axis=1)  # the weight of all up to each image
         found_DP: Floats = np.cumsum(sorted_DN[:, of_kind], axis=1)
-        # The images with the score of one of the kind: from position `first`, up to before `end`.
+        # The last image with the score of one of the kind is the one before `end`.
         rising, own = -falling, -falling[of_kind]
         last_of_equals = np.r_[own[1:] > own[:-1], True][: len(own)]
         steps = own[last_of_equals]
-        first_G = np.searchsorted(rising, steps, side="left")
         end_G = np.searchsorted(rising, steps, side="right")
         self._found_DG: Floats = found_DP[:, last_of_equals]
         self._own_DG: Floats = np.diff(self._found_DG, axis=1, prepend=0)
         self._taken_DG: Floats = until_DN[:, end_G - 1]
-        before_DG = np.where(first_G > 0, until_DN[:, first_G - 1], 0)
         self._false_DG: Floats = self._taken_DG - self._found_DG
-        self._false_before_DG: Floats = before_DG - (self._found_DG - self._own_DG)
         self._own_D: Floats = sorted_DN[:, of_kind].sum(axis=1)
         self._others_D: Floats = sorted_DN[:, ~of_kind].sum(axis=1)
-
-    def auc(self) -> Floats:
-        """Return the area under the ROC curve of each draw; NaN where one kind is absent.
-
-        It is the share of pairs, one of the kind and one other, that are ranked right; equal scores
-        count half (Fawcett 2006, section 7).
-        """
-        above_DG = (self._false_DG + self._false_before_DG) / 2
-        right_D = np.einsum("dg,dg->d", self._own_DG, self._others_D[:, None] - above_DG)
-        return _ratio(right_D, self._own_D * self._others_D)
 
     def average_precision(self) -> Floats:
         """Return the mean precision at each recall, without interpolation; NaN without the kind.
