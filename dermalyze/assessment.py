@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +23,18 @@ from dermalyze.evaluation.metrics import (
 )
 from dermalyze.evaluation.plots import confusion_matrix_figure, save_figure
 from dermalyze.files import write_json
+from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
+from dermalyze.inference.identity import home_of, run_of, way_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
     judged_rows,
     read_judged_table,
-    run_of,
     seen_lesions,
     shared_part,
 )
-from dermalyze.members import Answer, Members, read_members
+from dermalyze.members import Members, read_members
 from dermalyze.reporting.figures import write_figures
 from dermalyze.reporting.page import write_page
 from dermalyze.reporting.results import Results, results
@@ -86,21 +86,18 @@ def assess(config: Node) -> Assessment:
         device=device,
     )
     answer = members.answer(rows, val_rows, method)
-    how = {
-        "tta": {"name": views.name, "views": views.names, "aggregation": views.aggregation},
-        "ensemble": method.name if len(facts) > 1 else None,
-    }
+    way = way_of(views, method, answer.weights_M)
 
     def on_validation() -> tuple[np.ndarray, np.ndarray]:
         rows_V = shared_part("val", table, facts)
         return table.labels[rows_V], members.answer(rows_V, val_rows, method).probs_NK
 
-    home = _home(config, facts)
+    home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
     fitted, why_not = validation_fit(
         config,
         facts,
         home=home,
-        prediction={**how, "logit_adjustment": config["logit_adjustment"], "amp": config["amp"]},
+        prediction={**way, "logit_adjustment": config["logit_adjustment"], "amp": config["amp"]},
         on_validation=on_validation,
     )
     found = results(
@@ -113,7 +110,8 @@ def assess(config: Node) -> Assessment:
         why_not_fitted=why_not,
     )
     about = {
-        **how,
+        "tta": way["tta"],
+        "ensemble": way["ensemble"],
         "members": _described(facts, answer),
         "logit_adjustment": adjustment,
         "metadata_known": known,
@@ -138,17 +136,6 @@ def _part(
     if adjustment is not None:
         words.append(f"tau{adjustment['tau']:g}")
     return "_".join(words)
-
-
-def _home(config: Node, facts: Sequence[ModelFacts]) -> Path:
-    """Return the folder of the run or multirun, or one that only these models have."""
-    if len(facts) == 1:
-        return facts[0].path.parent
-    if isinstance(config["checkpoint"], str):
-        return Path(config["checkpoint"])
-    paths = "\n".join(str(member.path.resolve()) for member in facts)
-    name = hashlib.sha256(paths.encode()).hexdigest()[:12]
-    return Path(config["paths"]["outputs"]) / "ensembles" / name
 
 
 def _described(facts: Sequence[ModelFacts], answer: Answer) -> list[Node]:

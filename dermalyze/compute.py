@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dermalyze.errors import ConfigError
+from dermalyze.errors import ConfigError, nearest
 from dermalyze.randomness import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def choose_device(name: str) -> torch.device:
     }
     if name == "auto":
         name = next(device for device, there in available.items() if there)
-    if not available[name]:
+    if not available.get(name, False):
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(
             f"training.device={name}: torch {torch.__version__} finds no such device here "
@@ -68,7 +68,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     without AVX-512 bf16 is several times slower than fp32.
 
     Raises:
-        ConfigError: fp16 on a device without loss scaling in torch.
+        ConfigError: another name; or fp16 on a device without loss scaling in torch.
     """
     if amp == "fp16" and device.type != "cuda":
         raise ConfigError(
@@ -77,8 +77,10 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
         )
     if amp == "auto" and device.type == "cuda":
         amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return Precision(device, formats.get(amp))
+    formats = {"auto": None, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if amp not in formats:
+        raise ConfigError(f"training.amp={amp}: no number format.{nearest(amp, formats)}")
+    return Precision(device, formats[amp])
 
 
 def set_threads(threads: int | None) -> int:

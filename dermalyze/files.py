@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content`, so that `path` holds what it held before or all of it, whatever happens."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write, so that `path` holds what it held before until all of it is there."""
     writer = f"{os.getpid()}-{threading.get_ident()}"  # two threads may write one path at once
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -25,3 +35,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write plain containers as JSON; a NaN is refused, since JSON has none."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return text for a CSV file that no spreadsheet program takes for a formula and runs.
+
+    Names of files come from strangers: one that begins like a formula gets a ' before it
+    (OWASP, "CSV Injection").
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,11 @@ from dermalyze.data.split_files import first
 from dermalyze.data.table import LesionTable
 from dermalyze.dataset import read_table
 from dermalyze.errors import ConfigError, DataError
+from dermalyze.inference.identity import run_of
 from dermalyze.inference.loading import ModelFacts
-from dermalyze.run_folder import CONFIG, load_config, working_directory
+from dermalyze.run_folder import load_config, working_directory
 
 Node = dict[str, Any]
-
-
-def run_of(member: ModelFacts) -> Path | None:
-    """Return the folder of the run that made a checkpoint, None where it lies elsewhere."""
-    folder = member.path.parent
-    return folder if (folder / CONFIG).is_file() else None
 
 
 def read_judged_table(config: Node, members: Sequence[ModelFacts]) -> LesionTable:

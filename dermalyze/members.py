@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,59 +11,30 @@ import torch
 from dermalyze.compute import choose_precision
 from dermalyze.data.batches import open_store
 from dermalyze.data.table import LesionTable
-from dermalyze.errors import DataError
 from dermalyze.evaluation.logit_adjustment import adjusted_probabilities
-from dermalyze.inference.aggregate import aggregated
+from dermalyze.inference.answer import Answer, answer_together, over_views
 from dermalyze.inference.ensemble import Candidates, Ensemble
 from dermalyze.inference.forward import predict_views
-from dermalyze.inference.loading import ModelFacts, best_checkpoints, load_model, read_facts
-from dermalyze.inference.uncertainty import Uncertainty, uncertainty
+from dermalyze.inference.loading import (
+    ModelFacts,
+    best_checkpoints,
+    check_members,
+    load_model,
+    read_facts,
+)
 from dermalyze.inference.views import Views
 
-logger = logging.getLogger(__name__)
-
 Node = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What models say together: probs_NK, how sure they are, and the weight of each model."""
-
-    probs_NK: np.ndarray
-    uncertainty: Uncertainty
-    weights_M: np.ndarray
 
 
 def read_members(checkpoint: str | Sequence[str]) -> list[ModelFacts]:
     """Return what the checkpoints of an ensemble, or of one model, say of their models.
 
-    A model that is there twice is warned of: it has two votes.
-
     Raises:
-        CheckpointError, DataError: a checkpoint that cannot be used, or classes that differ, also
-            in their order.
+        CheckpointError, DataError: a checkpoint that cannot be used; see also `check_members`.
     """
     members = [read_facts(path) for path in best_checkpoints(checkpoint)]
-    one, paths = members[0], dict[str, Path]()
-    for member in members:
-        if member.classes != one.classes:
-            raise DataError(
-                "models of an ensemble need the same classes in the same order.\n"
-                f"  {one.path}: {', '.join(one.classes)}\n"
-                f"  {member.path}: {', '.join(member.classes)}"
-            )
-        if len(members) == 1:
-            break
-        with member.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        if content in paths:
-            logger.warning(
-                "ensemble: %s and %s are the same model, which has two votes",
-                paths[content],
-                member.path,
-            )
-        paths.setdefault(content, member.path)
-        logger.info("ensemble: %s, %s", member.path, member.preprocess.as_dict())
+    check_members(members)
     return members
 
 
@@ -105,9 +72,7 @@ class Members:
         split_at = len(rows_N)
         rows = rows_N if val_rows is None else np.concatenate([rows_N, val_rows])
         probs_MVNK = np.stack([self._probabilities(member, rows) for member in self.facts])
-        probs_MNK = np.stack(
-            [aggregated(views, aggregation=self.views.aggregation) for views in probs_MVNK]
-        )
+        probs_MNK = over_views(probs_MVNK, self.views.aggregation)
         candidates = Candidates(
             [str(member.path) for member in self.facts],
             [member.header.get("validation_metrics", {}) for member in self.facts],
@@ -115,11 +80,12 @@ class Members:
             None if val_rows is None else probs_MNK[:, split_at:],
         )
         weights_M = method.weights(candidates)
-        probs_NK = aggregated(
-            probs_MNK[:, :split_at], aggregation=method.aggregation, weights_V=weights_M
+        return answer_together(
+            probs_MNK[:, :split_at],
+            probs_MVNK[:, :, :split_at],
+            aggregation=method.aggregation,
+            weights_M=weights_M,
         )
-        unsure = uncertainty(probs_NK, probs_MVNK[:, :, :split_at], weights_M)
-        return Answer(probs_NK, unsure, weights_M)
 
     def _probabilities(self, member: ModelFacts, rows_N: np.ndarray) -> np.ndarray:
         """Return probs_VNK of one model, which is loaded for this and then let go."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dermalyze.inference.identity import run_of, trained_as
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.reporting.fitted import fit_on_validation, keep, kept
-from dermalyze.run_folder import CONFIG
 
 Node = dict[str, Any]
 
@@ -34,14 +34,10 @@ def validation_fit(
         on_validation: () -> labels_V and probs_VK of the validation part; called when needed.
     """
     for member in facts:
-        if not (member.path.parent / CONFIG).is_file():
+        if run_of(member) is None:
             return None, f"{member.path} lies in no run's folder: there is no validation part"
     about = {
-        "models": [
-            {name: member.header[name] for name in ("epoch", "validation_metrics", "seed")}
-            | {"split_fingerprint": member.header["split_fingerprint"]}
-            for member in facts
-        ],
+        "models": trained_as(facts),
         "prediction": prediction,
         "sets": config["sets"],
         "abstention": config["abstention"],

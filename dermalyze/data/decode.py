@@ -8,8 +8,8 @@ its first bytes and never from its name; the size is checked before any pixel is
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,15 +117,42 @@ def decode(source: str | Path | BinaryIO, spec: PreprocessSpec) -> NDArray[np.ui
     place, stream = _opened(source)
     with stream as file:
         image = _image(file, place)
-        try:
+        with _damage_told(place):
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _laid_over_black(image) if image.has_transparency_data else image.convert("RGB")
-            size = (spec.image_size, spec.image_size)
-            return np.array(rgb.resize(size, Image.Resampling.BILINEAR))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _damaged(place, error) from error
+            return _squashed(image, spec)
+
+
+def squash(image: Image.Image, spec: PreprocessSpec, place: str) -> NDArray[np.uint8]:
+    """Return what `decode` makes of a file, for an image that was opened or made elsewhere.
+
+    Args:
+        image: left as it is, but for its pixels being read.
+        spec: what to make of it.
+        place: what the image is called in errors.
+
+    Raises:
+        DataError: as `decode`, where an opened image still tells.
+    """
+    _refuse_large(image, place)
+    _refuse_unfit(image, place)
+    with _damage_told(place):
+        return _squashed(ImageOps.exif_transpose(image), spec)
+
+
+def _squashed(upright: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    rgb = _laid_over_black(upright) if upright.has_transparency_data else upright.convert("RGB")
+    size = (spec.image_size, spec.image_size)
+    return np.array(rgb.resize(size, Image.Resampling.BILINEAR))
+
+
+@contextmanager
+def _damage_told(place: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise of all kinds on damaged files
+        raise _damaged(place, error) from error
 
 
 def _opened(source: str | Path | BinaryIO) -> tuple[str, Any]:
@@ -152,9 +179,7 @@ def _image(file: BinaryIO, place: str) -> ImageFile.ImageFile:
         raise DataError(f"{place}: {_foreign(head)}")
     try:
         image = plugin(file)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DataError(f"{place}: {_too_large(f'{width} x {height} pixels')}")
+        _refuse_large(image, place)
         if plugin is PngImageFile:
             # Checks all checksums and the end mark, which reading the pixels does not.
             image.verify()
@@ -167,20 +192,31 @@ def _image(file: BinaryIO, place: str) -> ImageFile.ImageFile:
     except Exception as error:  # Pillow's plugins raise of all kinds on damaged files
         raise _damaged(place, error) from error
 
+    _refuse_unfit(image, place)
+    return image
+
+
+def _refuse_large(image: Image.Image, place: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{place}: {_too_large(f'{width} x {height} pixels')}")
+
+
+def _refuse_unfit(image: Image.Image, place: str) -> None:
+    # Of a JPEG with several pictures, which Pillow's own opening calls MPO, the first is the one.
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":
         raise DataError(
             f"{place}: animated, {frames} frames, and which one to judge is not ours to guess. "
             f"{_SAVE_ANEW}, one frame."
         )
     # Pillow cuts 16-bit RGB down to 8 bits in silence; only the raw mode tells of it.
-    cut = any(str(tile.args).endswith(";16B") for tile in image.tile)
+    cut = any(str(tile.args).endswith(";16B") for tile in getattr(image, "tile", ()))
     if cut or image.mode not in _EIGHT_BIT_MODES:
         raise DataError(
             f"{place}: more than 8 bits a channel (Pillow mode {image.mode}), and how its "
             f"brightness maps to 0..255 is not ours to guess. {_SAVE_ANEW}."
         )
-    return image
 
 
 def _laid_over_black(image: Image.Image) -> Image.Image:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# One chunk is ready when it is asked for and the next is on its way; more would only fill memory.
+LOOK_AHEAD = 2
 
 
 def in_threads(
@@ -24,5 +28,25 @@ def in_threads(
     try:
         results = pool.map(function, items)
         yield from tqdm(results, total=len(items), desc=title, unit="image", disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def chunks_in_threads(
+    function: Callable[[Item], Result], chunks: Iterable[Sequence[Item]]
+) -> Generator[list[Result], None, None]:
+    """Yield `function(item)` for the items of each chunk, in order, working ahead of who asks.
+
+    No more than three chunks are held at a time, so the chunks may be endless.
+    """
+    pool = ThreadPoolExecutor()
+    under_way: deque[list[Future[Result]]] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append([pool.submit(function, item) for item in chunk])
+            if len(under_way) > LOOK_AHEAD:
+                yield [future.result() for future in under_way.popleft()]
+        while under_way:
+            yield [future.result() for future in under_way.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)

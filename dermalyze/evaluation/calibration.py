@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from dermalyze.evaluation.metrics import (
     ECE_BINS,
@@ -32,6 +31,8 @@ def fit_temperature(labels_N: np.ndarray, probs_NK: np.ndarray) -> float:
     Raises:
         DataError: see `metrics.checked_predictions`.
     """
+    from scipy.optimize import minimize_scalar  # a second's import, that predicting does not need
+
     labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
 
     def loss(log_temperature: float) -> float:

@@ -3,6 +3,8 @@
 Shapes: labels_N holds the true class of each of N images, integers in [0, K); probs_NK holds
 probabilities, each row summing to 1. The predicted class is the most probable one, the first of
 equals. A quantity that the labels leave undefined is None (NaN in tables), never a made-up 0.
+
+scikit-learn is imported where it counts: prediction needs this module and takes no second longer.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as sk
 
 from dermalyze.errors import ConfigError, DataError, nearest
 
@@ -64,6 +65,8 @@ def summary_metrics(labels_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, flo
     Raises:
         DataError: see `checked_predictions`.
     """
+    from sklearn import metrics as sk
+
     labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
     predicted_N = probs_NK.argmax(axis=1)
     auc_K = _auc_per_class(labels_N, probs_NK)
@@ -95,6 +98,8 @@ def per_class_metrics(
     Raises:
         DataError: see `checked_predictions`; or `classes` does not name the K columns.
     """
+    from sklearn import metrics as sk
+
     labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
     columns = np.arange(probs_NK.shape[1])
     _check_classes(classes, len(columns))
@@ -195,6 +200,8 @@ def confusion(labels_N: np.ndarray, probs_NK: np.ndarray) -> np.ndarray:
     Raises:
         DataError: see `checked_predictions`.
     """
+    from sklearn import metrics as sk
+
     labels_N, probs_NK = checked_predictions(labels_N, probs_NK)
     columns = np.arange(probs_NK.shape[1])
     counts_KK = sk.confusion_matrix(labels_N, probs_NK.argmax(axis=1), labels=columns)
@@ -272,6 +279,8 @@ def _rows_described(bad_N: np.ndarray, values: np.ndarray, why: str) -> str:
 
 def _auc_per_class(labels_N: np.ndarray, probs_NK: np.ndarray) -> np.ndarray:
     """One-vs-rest AUC of each class; NaN where the labels hold all or none of it."""
+    from sklearn import metrics as sk
+
     auc_K = np.full(probs_NK.shape[1], np.nan)
     for column in np.unique(labels_N):
         of_class_N = labels_N == column

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +20,10 @@ from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding
-from dermalyze.errors import CheckpointError
+from dermalyze.errors import CheckpointError, DataError
 from dermalyze.models.classifier import Classifier
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,36 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights and model description differ: {error}") from error
     return TrainedModel(**vars(facts), model=model.eval().to(device))
+
+
+def check_members(members: Sequence[ModelFacts]) -> None:
+    """Say what the models of an ensemble are, and hold them against each other; one is no ensemble.
+
+    A model that is there twice is warned of: it has two votes.
+
+    Raises:
+        DataError: their classes differ, or the order of these.
+    """
+    if len(members) == 1:
+        return
+    one, paths = members[0], dict[str, Path]()
+    for member in members:
+        if member.classes != one.classes:
+            raise DataError(
+                "models of an ensemble need the same classes in the same order.\n"
+                f"  {one.path}: {', '.join(one.classes)}\n"
+                f"  {member.path}: {', '.join(member.classes)}"
+            )
+        with member.path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        if content in paths:
+            logger.warning(
+                "ensemble: %s and %s are the same model, which has two votes",
+                paths[content],
+                member.path,
+            )
+        paths.setdefault(content, member.path)
+        logger.info("ensemble: %s, %s", member.path, member.preprocess.as_dict())
 
 
 def _facts(path: Path, header: dict[str, Any]) -> ModelFacts:

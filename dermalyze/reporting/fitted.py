@@ -24,6 +24,7 @@ from dermalyze.files import write_json
 Node = dict[str, Any]
 
 CALIBRATION = "calibration.json"
+_KEYS = {"models", "prediction"}  # at least, of what something was fitted for
 
 
 def fit_on_validation(
@@ -62,27 +63,57 @@ def fit_on_validation(
 
 
 def kept(folder: Path, about: Node) -> Node | None:
-    """Return what `keep` wrote for the same model, predicted and asked in the same way, or None.
+    """Return what `keep` wrote for the same models, predicting and asked in the same way, or None.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    same = [fit["fitted"] for fit in all_kept(folder) if fit["about"] == as_json(about)]
+    return same[0] if same else None
+
+
+def keep(folder: Path, about: Node, fitted: Node) -> None:
+    """Write what was fitted beside the models, with what it was fitted for.
+
+    It takes the place of what was fitted for the same models predicting in the same way, and of
+    what was fitted for models that the folder held before a new training.
+    """
+    new = as_json(about)
+    others = [
+        fit
+        for fit in all_kept(folder)
+        if fit["about"]["models"] == new["models"]
+        and fit["about"]["prediction"] != new["prediction"]
+    ]
+    write_json(folder / CALIBRATION, {"fits": [*others, {"about": new, "fitted": fitted}]})
+
+
+def all_kept(folder: Path) -> list[Node]:
+    """Return everything that `keep` wrote into a folder, each with "about" and "fitted".
 
     Raises:
         DataError: the file cannot be read.
     """
     path = folder / CALIBRATION
     if not path.is_file():
-        return None
+        return []
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        same = saved["about"] == json.loads(json.dumps(about))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        fits: list[Node] = json.loads(path.read_text(encoding="utf-8"))["fits"]
+        if not all(
+            {"about", "fitted"} == fit.keys() and fit["about"].keys() >= _KEYS for fit in fits
+        ):
+            raise ValueError("other keys than are written today")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Remove it and evaluate again."
         ) from error
-    return saved["fitted"] if same else None
+    return fits
 
 
-def keep(folder: Path, about: Node, fitted: Node) -> None:
-    """Write what was fitted beside the model, with what it was fitted for."""
-    write_json(folder / CALIBRATION, {"about": about, "fitted": fitted})
+def as_json(about: Node) -> Node:
+    """Return plain values as JSON gives them back, to be compared with what was kept."""
+    read: Node = json.loads(json.dumps(about))
+    return read
 
 
 def sets_of(fitted: Node, probs_NK: np.ndarray, sets: Node) -> dict[str, np.ndarray]:

@@ -67,7 +67,7 @@ def test_a_run_and_its_evaluation(trained, python):
         assert estimate["value"] == pytest.approx(value), name
         assert estimate["low"] <= estimate["high"], name
         assert estimate["draws"] == report["intervals"]["draws"] == 2000, name
-    kept = json.loads((run / "calibration.json").read_text())
+    kept = json.loads((run / "calibration.json").read_text())["fits"][-1]
     assert report["calibration"]["temperature"] == kept["fitted"]["temperature"]
     assert (
         report["calibration"]["validation"]["after"]["nll"]

@@ -12,6 +12,7 @@ from dermalyze.evaluation.calibration import calibration_errors, with_temperatur
 from dermalyze.reporting.fitted import (
     CALIBRATION,
     abstention_report,
+    all_kept,
     calibration_report,
     fit_on_validation,
     keep,
@@ -36,14 +37,36 @@ def fitted() -> dict:
 
 
 def test_it_is_found_again_for_the_same_model_asked_in_the_same_way(tmp_path) -> None:
-    about = {"epoch": 3, "sets": SETS}
+    about = {"models": [{"epoch": 3}], "prediction": {"views": ("identity",)}, "sets": SETS}
     assert kept(tmp_path, about) is None
     keep(tmp_path, about, fitted())
     assert kept(tmp_path, about) == fitted()
-    assert kept(tmp_path, about | {"epoch": 4}) is None
-    (tmp_path / CALIBRATION).write_text("{")
+    assert kept(tmp_path, about | {"models": [{"epoch": 4}]}) is None
+    assert kept(tmp_path, about | {"sets": {**SETS, "level": 0.9}}) is None
+
+
+def test_each_way_of_predicting_keeps_its_own_until_the_models_are_others(tmp_path) -> None:
+    one = {"models": [{"epoch": 3}], "prediction": {"tta": "off"}, "sets": SETS}
+    two = one | {"prediction": {"tta": "medium"}}
+    other = fit_on_validation(*sampled(1), sets=SETS, abstention={"error": 0.1})
+    keep(tmp_path, one, fitted())
+    keep(tmp_path, two, other)
+    assert (kept(tmp_path, one), kept(tmp_path, two)) == (fitted(), other)
+    asked_otherwise = one | {"sets": {**SETS, "level": 0.9}}
+    keep(tmp_path, asked_otherwise, other)
+    assert kept(tmp_path, one) is None
+    assert (kept(tmp_path, asked_otherwise), kept(tmp_path, two)) == (other, other)
+    keep(tmp_path, one | {"models": [{"epoch": 4}]}, fitted())
+    assert [fit["about"]["models"] for fit in all_kept(tmp_path)] == [[{"epoch": 4}]]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"fits": [{}]}', '{"fits": 3}', '{"about": {}, "fitted": {}}', "[]"]
+)
+def test_a_file_that_is_none_of_these_is_refused(tmp_path, content) -> None:
+    (tmp_path / CALIBRATION).write_text(content)
     with pytest.raises(DataError, match="Remove it and evaluate again"):
-        kept(tmp_path, about)
+        kept(tmp_path, {"models": [], "prediction": {}})
 
 
 def test_a_class_too_rare_for_the_level_is_in_every_set() -> None:

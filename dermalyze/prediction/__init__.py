@@ -1,0 +1,1 @@
+"""Images that nobody has labelled: what models say of them, and how sure they are."""
