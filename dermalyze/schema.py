@@ -232,6 +232,22 @@ class Evaluation(_Part):
     paths: Paths
 
 
+class Prediction(_Part):
+    """The whole configuration of `python -m dermalyze.predict`."""
+
+    checkpoint: str | Annotated[list[str], Field(min_length=1)]
+    images: str
+    tta: Target
+    ensemble: Target
+    output: str | None
+    batch_size: int | None = Field(ge=1)
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    amp: Literal["auto", "off", "bf16", "fp16"]
+    set_method: Literal["lac", "aps", "raps", "class_conditional"]
+    part_size: int = Field(ge=1)
+    paths: OutputPath
+
+
 class Comparison(_Part):
     """The whole configuration of `python -m dermalyze.compare`."""
 

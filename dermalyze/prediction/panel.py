@@ -122,14 +122,14 @@ class Panel:
             pixels = {spec: pixels_of(given.picture, spec, given.name) for spec in self.specs}
         except DataError as error:
             return Failure(given.name, str(error))
-        frame = frame_of([known])
-        told = {
-            column
-            for model in self.models
-            for column, count in model.encoding.known(frame).items()
-            if count
-        }
-        return _Seen(given.name, pixels, known, tuple(c for c in self.columns if c in told))
+        return _Seen(given.name, pixels, known, self._told(known))
+
+    def _told(self, known: dict[str, Any]) -> tuple[str, ...]:
+        """Return the columns of what is known that some model has learnt to make something of."""
+        if not known:
+            return ()
+        counts = [model.encoding.known(frame_of([known])) for model in self.models]
+        return tuple(c for c in self.columns if any(count.get(c) for count in counts))
 
     def _judged(self, seen: Sequence[_Seen], way: Way, batch_size: int) -> list[Result]:
         if not seen:

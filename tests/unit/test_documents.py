@@ -13,6 +13,7 @@ from dermalyze.schema import (
     Benchmark,
     Comparison,
     Evaluation,
+    Prediction,
     Preparation,
     ShownAugmentation,
     checked,
@@ -26,6 +27,7 @@ HEADERS = [ROOT / "Makefile", *sorted((ROOT / "conf").rglob("*.yaml"))]
 CHECKS = {
     "train": checked_run,
     "evaluate": lambda cfg: checked(cfg, Evaluation),
+    "predict": lambda cfg: checked(cfg, Prediction),
     "prepare": lambda cfg: checked(cfg, Preparation),
     "benchmark": lambda cfg: checked(cfg, Benchmark),
     "compare": lambda cfg: checked(cfg, Comparison),

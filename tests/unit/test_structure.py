@@ -39,7 +39,8 @@ FLOORS = (
     # 5: what wires a command together
     {"assessment", "benchmarks", "command", "comparison", "experiment"},
     # 6: the commands
-    {"benchmark", "compare", "evaluate", "prepare", "show_augmentation", "show_schedule", "train"},
+    {"benchmark", "compare", "evaluate", "predict", "prepare", "show_augmentation", "show_schedule"}
+    | {"train"},
 )
 COMMANDS = sorted(FLOORS[-1])
 FLOORS_WITHOUT_TORCH = 2
