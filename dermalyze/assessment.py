@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from hydra.utils import instantiate
 
 from dermalyze.compute import choose_device
-from dermalyze.data.table import LesionTable
 from dermalyze.errors import CheckpointError, ConfigError
-from dermalyze.evaluation.metrics import (
-    confusion,
-    per_class_metrics,
-    summary_metrics,
-    undefined_reasons,
-)
-from dermalyze.evaluation.plots import confusion_matrix_figure, save_figure
-from dermalyze.files import write_json
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
 from dermalyze.inference.identity import home_of, run_of, way_of
@@ -30,19 +19,16 @@ from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
     judged_rows,
+    known_metadata,
+    leakage,
     read_judged_table,
-    seen_lesions,
     shared_part,
 )
 from dermalyze.members import Members, read_members
-from dermalyze.reporting.figures import write_figures
-from dermalyze.reporting.page import write_page
-from dermalyze.reporting.results import Results, results
-from dermalyze.taxonomy import DISCLAIMER
+from dermalyze.reporting.results import results
+from dermalyze.reporting.written import write_evaluation
 from dermalyze.tracking.mlflow_tracker import tracker_of
 from dermalyze.validation_fit import validation_fit
-
-logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
@@ -73,7 +59,7 @@ def assess(config: Node) -> Assessment:
     adjustment = _logit_adjustment(config, facts)
     table = read_judged_table(config, facts)
     rows = judged_rows(config, table, facts)
-    known = _known_metadata(table, rows, facts)
+    known = known_metadata(table, rows, facts)
     val_rows = None
     if method.needs_validation and len(facts) > 1:
         val_rows = shared_part("val", table, facts)
@@ -109,17 +95,28 @@ def assess(config: Node) -> Assessment:
         fitted=fitted,
         why_not_fitted=why_not,
     )
-    about = {
-        "tta": way["tta"],
-        "ensemble": way["ensemble"],
-        "members": _described(facts, answer),
-        "logit_adjustment": adjustment,
-        "metadata_known": known,
-    }
     part = _part(config["split"], facts, views, method, adjustment)
     folder = Path(config["output"] or home / "evaluation" / part)
-    about["leakage"] = _leakage(table, rows, facts, config["split"])
-    metrics = _write(folder, table, rows, answer, found, config["split"], about)
+    metrics = write_evaluation(
+        folder,
+        table.labels[rows],
+        answer.probs_NK,
+        table.frame.iloc[rows],
+        table.classes,
+        unsure=answer.uncertainty.columns(),
+        found=found,
+        about={
+            "split": config["split"],
+            "tta": way["tta"],
+            "ensemble": way["ensemble"],
+            "members": _described(facts, answer),
+            "logit_adjustment": adjustment,
+            "metadata_known": known,
+            "leakage": leakage(config["split"], table, rows, facts),
+            "data": table.name,
+            "table_fingerprint": table.fingerprint,
+        },
+    )
     run = run_of(facts[0]) if len(facts) == 1 else None
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))
 
@@ -186,97 +183,6 @@ def _class_shares(config: Node, member: ModelFacts) -> Node:
         "class_counts": dict(zip(member.classes, counts_K, strict=True)),
         "corrected_in_training_by": corrections,
     }
-
-
-def _known_metadata(
-    table: LesionTable, rows: np.ndarray, facts: Sequence[ModelFacts]
-) -> dict[str, int]:
-    """Return and log of how many images each metadata column that a model takes is known."""
-    known: dict[str, int] = {}
-    for member in facts:
-        known |= member.encoding.known(table.frame.iloc[rows])
-    if not known:
-        return known
-    counts = ", ".join(f"{column} of {count}" for column, count in known.items())
-    logger.info("metadata: the model is told, of %d images, %s", len(rows), counts)
-    silent = [column for column, count in known.items() if count == 0]
-    if silent:
-        logger.warning(
-            "metadata: %s of no image is known here; the model, trained with it, predicts without",
-            ", ".join(silent),
-        )
-    return known
-
-
-def _leakage(
-    table: LesionTable, rows: np.ndarray, facts: Sequence[ModelFacts], split: str
-) -> str | None:
-    """Return and log in words that a test is none, None where it is one."""
-    seen = len(seen_lesions(table, rows, facts))
-    if split not in ("test", "all") or not seen:
-        return None
-    words = (
-        f"{seen} of {len(rows)} images are of lesions that trained or selected the model, so these "
-        "numbers are too good"
-    )
-    logger.warning("leakage: %s", words)
-    return words
-
-
-def _write(
-    folder: Path,
-    table: LesionTable,
-    rows: np.ndarray,
-    answer: Answer,
-    found: Results,
-    split: str,
-    about: Node,
-) -> dict[str, float | None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    classes, probs_NK, unsure = table.classes, answer.probs_NK, answer.uncertainty
-    labels, frame = table.labels[rows], table.frame.iloc[rows]
-    metrics = summary_metrics(labels, probs_NK)
-    per_class = per_class_metrics(labels, probs_NK, classes)
-    report = {
-        "metrics": metrics,
-        "undefined": undefined_reasons(labels, len(classes), classes),
-        "per_class": {
-            name: {k: None if pd.isna(v) else float(v) for k, v in values.items()}
-            for name, values in per_class.to_dict(orient="index").items()
-        },
-        **found.report,
-        "split": split,
-        "images": len(rows),
-        **about,
-        "data": table.name,
-        "table_fingerprint": table.fingerprint,
-        "disclaimer": DISCLAIMER,
-    }
-    write_json(folder / "evaluation_metrics.json", report)
-    predictions = pd.DataFrame(
-        {
-            "image_id": frame["image_id"].to_numpy(),
-            "lesion_id": frame["lesion_id"].to_numpy(),
-            "dx": frame["dx"].to_numpy(),
-            "predicted": [classes[k] for k in probs_NK.argmax(axis=1)],
-            **{f"probability_{name}": probs_NK[:, k] for k, name in enumerate(classes)},
-            "predictive_entropy": unsure.entropy_N,
-            "mutual_information": unsure.mutual_information_N,
-            "predicted_class_deviation": unsure.deviation_N,
-            "margin": unsure.margin_N,
-            **found.set_columns,
-            "disclaimer": DISCLAIMER,
-        }
-    )
-    predictions.to_csv(folder / "predictions.csv", index=False)
-    title = f"{table.name}, split {split}, {len(rows)} images"
-    if about["logit_adjustment"] is not None:
-        title += f", logit adjustment {about['logit_adjustment']['tau']:g}"
-    counts_KK = confusion(labels, probs_NK)
-    save_figure(confusion_matrix_figure(counts_KK, classes, title), folder / "confusion_matrix.png")
-    write_figures(folder, labels, probs_NK, frame, classes, found.report)
-    write_page(folder, report)
-    return metrics
 
 
 def _track(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from dermalyze.errors import ConfigError, DataError
 from dermalyze.inference.identity import run_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.run_folder import load_config, working_directory
+
+logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
@@ -77,7 +80,7 @@ def judged_rows(config: Node, table: LesionTable, members: Sequence[ModelFacts])
     split = config["split"]
     rows = np.arange(len(table)) if split == "all" else shared_part(split, table, members)
     if split in ("test", "all") and not config["allow_seen_lesions"]:
-        seen = sorted(set(seen_lesions(table, rows, members)))
+        seen = sorted(set(_seen_lesions(table, rows, members)))
         if seen:
             whom = "this model" if len(members) == 1 else "one of these models"
             raise DataError(
@@ -117,7 +120,42 @@ def shared_part(part: str, table: LesionTable, members: Sequence[ModelFacts]) ->
     return rows_of[0]
 
 
-def seen_lesions(
+def leakage(
+    split: str, table: LesionTable, rows: np.ndarray, members: Sequence[ModelFacts]
+) -> str | None:
+    """Return and log in words that a test is none, None where it is one."""
+    seen = len(_seen_lesions(table, rows, members))
+    if split not in ("test", "all") or not seen:
+        return None
+    words = (
+        f"{seen} of {len(rows)} images are of lesions that trained or selected the model, so these "
+        "numbers are too good"
+    )
+    logger.warning("leakage: %s", words)
+    return words
+
+
+def known_metadata(
+    table: LesionTable, rows: np.ndarray, members: Sequence[ModelFacts]
+) -> dict[str, int]:
+    """Return and log of how many images each metadata column that a model takes is known."""
+    known: dict[str, int] = {}
+    for member in members:
+        known |= member.encoding.known(table.frame.iloc[rows])
+    if not known:
+        return known
+    counts = ", ".join(f"{column} of {count}" for column, count in known.items())
+    logger.info("metadata: the model is told, of %d images, %s", len(rows), counts)
+    silent = [column for column, count in known.items() if count == 0]
+    if silent:
+        logger.warning(
+            "metadata: %s of no image is known here; the model, trained with it, predicts without",
+            ", ".join(silent),
+        )
+    return known
+
+
+def _seen_lesions(
     table: LesionTable, rows: np.ndarray, members: Sequence[ModelFacts]
 ) -> pd.Series[str]:
     """Return the lesion of each of the rows that shows a lesion which a model has seen.

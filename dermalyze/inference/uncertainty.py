@@ -27,6 +27,15 @@ class Uncertainty:
     deviation_N: np.ndarray
     margin_N: np.ndarray
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return them by what they are called in tables of predictions."""
+        return {
+            "predictive_entropy": self.entropy_N,
+            "mutual_information": self.mutual_information_N,
+            "predicted_class_deviation": self.deviation_N,
+            "margin": self.margin_N,
+        }
+
 
 def uncertainty(probs_NK: np.ndarray, probs_MVNK: np.ndarray, weights_M: np.ndarray) -> Uncertainty:
     """Return how sure the final probabilities are.

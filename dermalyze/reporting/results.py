@@ -21,10 +21,10 @@ Node = dict[str, Any]
 
 
 class Results(NamedTuple):
-    """The report, and each image's sets for predictions.csv: {column: codes with spaces}."""
+    """The report, and columns of predictions.csv: {name: value of each image}."""
 
     report: Node
-    set_columns: dict[str, list[str]]
+    columns: dict[str, list[str]]
 
 
 def results(

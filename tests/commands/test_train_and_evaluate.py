@@ -83,8 +83,15 @@ def test_a_run_and_its_evaluation(trained, python):
         "evaluation_metrics.json",
         "predictions.csv",
         "report.html",
+        "submission_isic2018.csv",
         *(f"{name}.png" for name in FIGURES),
     }
+    sent = pd.read_csv(folder / "submission_isic2018.csv").set_index("image")
+    assert sent.index.tolist() == test_split["image_id"].tolist()
+    sent = sent[[code.upper() for code in HAM10000_CODES]]
+    np.testing.assert_array_equal(sent.to_numpy(), probabilities.to_numpy())
+    score = report["isic2018"]["balanced_accuracy"]
+    assert score == pytest.approx(report["metrics"]["balanced_accuracy"])
     sexes = report["subgroups"]["sex"].values()
     assert sum(group["images"] for group in sexes) == report["images"] == len(predictions)
 

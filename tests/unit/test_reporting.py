@@ -145,7 +145,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         why_not_fitted=why_not,
     )
     assert json.loads(json.dumps(found.report, allow_nan=False)) == found.report
-    assert sorted(found.set_columns) == (
+    assert sorted(found.columns) == (
         ["set_aps", "set_class_conditional", "set_lac", "set_raps"] if validated else []
     )
     write_figures(tmp_path, labels_N, probs_NK, frame, CLASSES, found.report)
