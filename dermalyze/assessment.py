@@ -28,6 +28,7 @@ from dermalyze.members import Members, read_members
 from dermalyze.reporting.results import results
 from dermalyze.reporting.written import write_evaluation
 from dermalyze.tracking.mlflow_tracker import tracker_of
+from dermalyze.tracking.run_download import local_checkpoints
 from dermalyze.validation_fit import validation_fit
 
 Node = dict[str, Any]
@@ -52,6 +53,10 @@ def assess(config: Node) -> Assessment:
     Raises:
         CheckpointError, DataError, ConfigError: what the user can mend.
     """
+    here = local_checkpoints(
+        config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
+    )
+    config = {**config, "checkpoint": here}
     device = choose_device(config["device"])
     views: Views = instantiate(config["tta"], _convert_="all")
     method: Ensemble = instantiate(config["ensemble"], _convert_="all")

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,18 @@ LATEST = "checkpoint_latest.safetensors"  # adds what resuming needs
 FORMAT_VERSION = 1
 _ENTRY = "dermalyze"
 Header = dict[str, Any]
+
+
+class Seal(NamedTuple):
+    """What a checkpoint says beside its tensors.
+
+    text: the header as it stands in the file, which the sha256 is over.
+    sha256: over header and tensors, in hexadecimal.
+    """
+
+    text: str
+    sha256: str
+    header: Header
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], header: Header) -> None:
@@ -67,34 +80,56 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], Header]:
         CheckpointError: missing, truncated, changed, made by something else, or by a newer
             version; the message says which.
     """
+    with _opened(path) as file:
+        seal = _seal_of(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _digest(seal.text, tensors) != seal.sha256:
+        raise CheckpointError(f"{path}: its sha256 does not match; the file was changed or damaged")
+    if seal.header["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {seal.header['format_version']} by a newer version; this "
+            f"one reads up to {FORMAT_VERSION}. Install the newer version."
+        )
+    return tensors, seal.header
+
+
+def read_seal(path: Path) -> Seal:
+    """Return the header and the sha256 as the file states them, without reading its tensors.
+
+    Enough to tell one checkpoint from another; only `read_checkpoint` verifies that they are true.
+
+    Raises:
+        CheckpointError: missing, or made by something else.
+    """
+    with _opened(path) as file:
+        return _seal_of(path, file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint of this project ({error})"
         ) from error
+
+
+def _seal_of(path: Path, file: Any) -> Seal:
     try:
-        sealed = json.loads(metadata[_ENTRY])
-        text, digest = sealed["header"], sealed["sha256"]
-        header: Header = json.loads(text)
-        newer = header["format_version"] > FORMAT_VERSION
+        sealed = json.loads((file.metadata() or {})[_ENTRY])
+        header: Header = json.loads(sealed["header"])
+        if not isinstance(header["format_version"], int):
+            raise TypeError("format_version")
+        return Seal(text=sealed["header"], sha256=sealed["sha256"], header=header)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: a safetensors file without the header {_ENTRY!r}, so not a checkpoint of "
             "this project. Bare weights can be given as model.weights_file=FILE instead."
         ) from error
-    if _digest(text, tensors) != digest:
-        raise CheckpointError(f"{path}: its sha256 does not match; the file was changed or damaged")
-    if newer:
-        raise CheckpointError(
-            f"{path}: written in format {header['format_version']} by a newer version; this one "
-            f"reads up to {FORMAT_VERSION}. Install the newer version."
-        )
-    return tensors, header
 
 
 def previous_of(path: Path) -> Path:

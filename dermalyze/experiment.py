@@ -27,6 +27,7 @@ from dermalyze.data.batches import ImageStore, open_store
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding, fit_encoding
 from dermalyze.data.split import Split, save_split
+from dermalyze.data.split_files import ABOUT
 from dermalyze.data.table import LesionTable
 from dermalyze.dataset import check_parts, read_table
 from dermalyze.distributed import Ranks, joined, rank_problems
@@ -68,6 +69,9 @@ Node = dict[str, Any]
 @dataclass(frozen=True)
 class Outcome:
     """What a finished run leaves behind."""
+
+# Run by MLflow, never imported here: it needs mlflow to be loaded.
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
     folder: Path
     best: Record
@@ -302,10 +306,11 @@ def _log_results(tracker: Tracker, folder: Path, state: TrainState) -> None:
     save_figure(training_curves_figure(state.history, best_epoch=state.stopping.best_epoch), curves)
     write_json(folder / FIT, fit_analysis(state.history))
     splits = sorted(folder.glob("*_split.csv"))
-    for path in (folder / SHARED_CONFIG, folder / ORIGIN, folder / HISTORY, folder / FIT, *splits):
+    about = (SHARED_CONFIG, ORIGIN, HISTORY, FIT, ABOUT)
+    for path in (*(folder / name for name in about), *splits):
         tracker.log_artifact(path)
     tracker.log_artifact(curves, folder="plots")
-    tracker.log_artifact(folder / BEST, folder="checkpoints")
+    tracker.log_checkpoint(folder / BEST, code=SERVED_MODEL)
 
 
 def _outcome(folder: Path, state: TrainState, tracker: Tracker) -> Outcome:

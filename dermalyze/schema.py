@@ -237,6 +237,7 @@ class Prediction(_Part):
 
     checkpoint: str | Annotated[list[str], Field(min_length=1)]
     images: str
+    tracking_uri: str
     tta: Target
     ensemble: Target
     output: str | None

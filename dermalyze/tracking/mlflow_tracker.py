@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
@@ -10,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dermalyze.files import write_json
+from dermalyze.checkpoint_file import read_seal
 from dermalyze.run_folder import redacted
+from dermalyze.tracking.logged_model import PLACE_TAG, SHA256_TAG, log_model, register
 from dermalyze.tracking.mlflow_store import (
     FOLDER_TAG,
     HOST_TAG,
@@ -22,6 +22,7 @@ from dermalyze.tracking.mlflow_store import (
     reason,
     relative,
 )
+from dermalyze.tracking.run_identity import RunIdentity, read_identity, write_identity
 from dermalyze.tracking.run_lock import is_abandoned
 from dermalyze.tracking.tracker import Status
 
@@ -47,11 +48,17 @@ class MlflowTracker:
         uri: MLflow's tracking address: `sqlite:///file.db` or `http://host:port`.
         experiment: MLflow's experiment to put the run in; made if it is not there.
     """
+        log_model: whether the checkpoint to predict with is recorded as a model that MLflow serves
+            and registers, or as a mere file.
+        register_as: name of a registered model to make it the newest version of; None for none.
 
-    def __init__(self, *, uri: str, experiment: str) -> None:
+    def __init__(
+        self, *, uri: str, experiment: str, log_model: bool, register_as: str | None
+    ) -> None:
         self.uri = absolute(uri)
         self.experiment = experiment
         self._client: MlflowClient | None = None
+        self.log_model, self.register_as = log_model, register_as
         self._run_id: str | None = None
         self._queue: list[Call] = []
         self._begin: Callable[[], str] | None = None
@@ -115,8 +122,28 @@ class MlflowTracker:
         self._send(lambda client, run: client.log_artifact(run, str(path), folder))
 
     def reopen(self, folder: Path) -> None:
+    def log_checkpoint(self, path: Path, *, code: Path) -> None:
+        """Record the checkpoint to predict with; its run then says where it is, and its sha256."""
+        from mlflow.entities import RunTag
+
+        def send(client: MlflowClient, run: str) -> None:
+            if self.log_model:
+                place = log_model(client, run, path, code)
+                if self.register_as is not None:
+                    register(client, run, place, self.register_as)
+            else:
+                place = f"checkpoints/{path.name}"
+                client.log_artifact(run, str(path), "checkpoints")
+            tags = {PLACE_TAG: place, SHA256_TAG: read_seal(path).sha256}
+            client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+        self._send(send)
+
         """Add to the run that was begun for `folder`; its status stays what it is."""
-        run_id = str(_identity(folder)["run_id"])
+        known = read_identity(folder)
+        if known is None:
+            raise FileNotFoundError(f"{folder}: no run in MLflow belongs to it")
+        run_id = known.run_id
         self._begin = lambda: run_id
 
     def log_summary(self, metrics: Mapping[str, float | None]) -> None:
@@ -181,8 +208,9 @@ class MlflowTracker:
             raise RuntimeError("not connected")
         experiment = experiment_id(client, self.experiment, self.uri)
         _close_abandoned(client, experiment)
-        if (folder / _IDENTITY).is_file() and _identity(folder)["uri"] == self.uri:
-            run_id = str(_identity(folder)["run_id"])
+        known = read_identity(folder)
+        if known is not None and known.uri == self.uri:
+            run_id = known.run_id
             try:
                 client.update_run(run_id, status="RUNNING")
             except MlflowException as error:
@@ -195,24 +223,18 @@ class MlflowTracker:
                 return run_id
         run = client.create_run(experiment, run_name=name)
         run_id = str(run.info.run_id)
-        write_json(
-            folder / _IDENTITY,
-            {"uri": self.uri, "run_id": run_id, "experiment": self.experiment},
-        )
+        write_identity(folder, RunIdentity(self.uri, run_id, self.experiment))
         return run_id
-
-
-def _identity(folder: Path) -> dict[str, str]:
-    identity: dict[str, str] = json.loads((folder / _IDENTITY).read_text())
-    return identity
 
 
 def tracker_of(folder: Path) -> MlflowTracker | None:
     """Return a tracker for the store that holds the run of `folder`; None where none does."""
-    if not (folder / _IDENTITY).is_file():
+    known = read_identity(folder)
+    if known is None:
         return None
-    identity = _identity(folder)
-    return MlflowTracker(uri=identity["uri"], experiment=identity["experiment"])
+    return MlflowTracker(
+        uri=known.uri, experiment=known.experiment, log_model=False, register_as=None
+    )
 
 
 def _close_abandoned(client: MlflowClient, experiment: str) -> None:

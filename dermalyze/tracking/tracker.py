@@ -31,8 +31,11 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Record a file, below `folder` in the run's artifacts."""
 
-    def finish(self, status: Status) -> None:
-        """End the run with a true status."""
+    def log_checkpoint(self, path: Path, *, code: Path) -> None:
+        """Record the checkpoint to predict with, and the file of Python that predicts with it."""
+
+    def finish(self, status: Status, *, why: str | None = None) -> None:
+        """End the run with a true status, and say why where it is not the planned end."""
 
     def how_to_look(self) -> str:
         """Return the line that tells a person where to look."""
@@ -57,7 +60,10 @@ class NoTracker:
     def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
         """Do nothing."""
 
-    def finish(self, status: Status) -> None:
+    def log_checkpoint(self, path: Path, *, code: Path) -> None:
+        """Do nothing."""
+
+    def finish(self, status: Status, *, why: str | None = None) -> None:
         """Do nothing."""
 
     def how_to_look(self) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -29,25 +30,12 @@ from dermalyze.tracking.tracker import NoTracker, tracked
 
 PARAMETERS = {"training.seed": "7", "model.head.hidden": "[512, 256]", "empty": ""}
 TAGS = {"git_commit": "abc", "split_fingerprint": "0f"}
+OPTIONS: dict[str, Any] = {"experiment": "skin", "log_model": False, "register_as": None}
 EPOCHS = [
     {"epoch": 1, "val/loss": 1.25, "val/macro_auc": None, "lr": 3e-4},
     {"epoch": 2, "val/loss": 0.75, "val/macro_auc": 0.875, "lr": 2e-4},
     {"epoch": 3, "val/loss": 0.5, "val/macro_auc": 0.9375, "lr": 1e-5},
 ]
-
-
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make its tables; the tests here begin with copies."""
-    database = tmp_path_factory.mktemp("store") / "fresh.db"
-    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments(max_results=1)
-    return database
-
-
-@pytest.fixture
-def uri(tmp_path: Path, fresh_database: Path) -> str:
-    shutil.copy(fresh_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def a_folder(parent: Path, name: str = "run") -> Path:
@@ -57,7 +45,7 @@ def a_folder(parent: Path, name: str = "run") -> Path:
 
 
 def started(uri: str, folder: Path, **change: object) -> MlflowTracker:
-    tracker = MlflowTracker(uri=uri, experiment="skin")
+    tracker = MlflowTracker(uri=uri, **OPTIONS)
     begin: dict[str, object] = {"name": folder.name, "parameters": PARAMETERS, "tags": TAGS}
     tracker.start(folder=folder, **(begin | change))  # type: ignore[arg-type]
     return tracker
@@ -229,12 +217,12 @@ def test_how_to_look_is_a_command_or_an_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    inside = MlflowTracker(uri="sqlite:///outputs/mlflow.db", experiment="skin")
+    inside = MlflowTracker(uri="sqlite:///outputs/mlflow.db", **OPTIONS)
     assert inside.uri == f"sqlite:///{tmp_path}/outputs/mlflow.db"
     assert inside.how_to_look() == "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db"
-    outside = MlflowTracker(uri="sqlite:////elsewhere/mlflow.db", experiment="skin")
+    outside = MlflowTracker(uri="sqlite:////elsewhere/mlflow.db", **OPTIONS)
     assert outside.how_to_look() == "mlflow ui --backend-store-uri sqlite:////elsewhere/mlflow.db"
-    server = MlflowTracker(uri="http://mlflow.example.org:5000", experiment="skin")
+    server = MlflowTracker(uri="http://mlflow.example.org:5000", **OPTIONS)
     assert server.how_to_look() == "see http://mlflow.example.org:5000"
 
 
@@ -274,7 +262,7 @@ def test_a_run_ends_with_a_true_status(
     tmp_path: Path,
 ) -> None:
     folder = a_folder(tmp_path)
-    tracker = MlflowTracker(uri=uri, experiment="skin")
+    tracker = MlflowTracker(uri=uri, **OPTIONS)
 
     def run() -> None:
         with tracked(
@@ -321,7 +309,7 @@ def test_a_resumed_run_goes_on_and_logs_no_epoch_twice(
 
     # Epoch 2 is in the history but was never sent; resuming itself changes a parameter.
     changed = {**PARAMETERS, "training.resume": "run", "training.seed": "other"}
-    again = MlflowTracker(uri=uri, experiment="skin")
+    again = MlflowTracker(uri=uri, **OPTIONS)
     with tracked(
         again, name="run", folder=folder, parameters=changed, tags=TAGS, history=EPOCHS[:2]
     ):
@@ -349,7 +337,7 @@ def test_a_run_deleted_from_the_store_is_recorded_anew(
     MlflowClient(tracking_uri=uri).delete_run(deleted)
 
     with tracked(
-        MlflowTracker(uri=uri, experiment="skin"),
+        MlflowTracker(uri=uri, **OPTIONS),
         name="run",
         folder=folder,
         parameters=PARAMETERS,
@@ -373,7 +361,7 @@ def test_another_store_gets_a_run_of_its_own(
     shutil.copy(fresh_database, tmp_path / "second.db")
     second_uri = f"sqlite:///{tmp_path / 'second.db'}"
     with tracked(
-        MlflowTracker(uri=second_uri, experiment="skin"),
+        MlflowTracker(uri=second_uri, **OPTIONS),
         name="run",
         folder=folder,
         parameters=PARAMETERS,
@@ -445,7 +433,7 @@ from dermalyze.tracking.mlflow_tracker import MlflowTracker
 from dermalyze.tracking.run_lock import run_lock
 from dermalyze.tracking.tracker import tracked
 uri, folder = sys.argv[1], Path(sys.argv[2])
-tracker = MlflowTracker(uri=uri, experiment="skin")
+tracker = MlflowTracker(uri=uri, experiment="skin", log_model=False, register_as=None)
 with run_lock(folder), tracked(
     tracker, name="run", folder=folder, parameters={"a": "1"}, tags={}, history=[]
 ):
@@ -484,7 +472,7 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(
 ) -> None:
     folder = a_folder(tmp_path)
     begun = time.monotonic()
-    tracker = MlflowTracker(uri="http://127.0.0.1:9", experiment="skin")
+    tracker = MlflowTracker(uri="http://127.0.0.1:9", **OPTIONS)
     with tracked(tracker, name="run", folder=folder, parameters=PARAMETERS, tags=TAGS, history=[]):
         for record in EPOCHS:
             tracker.log_metrics(record, step=int(record["epoch"] or 0))
@@ -600,7 +588,7 @@ uri, folder = sys.argv[1], Path(sys.argv[2])
 Path(folder / "waiting").touch()
 while not (folder.parent / "go").exists():
     time.sleep(0.01)
-tracker = MlflowTracker(uri=uri, experiment="skin")
+tracker = MlflowTracker(uri=uri, experiment="skin", log_model=False, register_as=None)
 with run_lock(folder), tracked(
     tracker, name=folder.name, folder=folder, parameters={"n": folder.name}, tags={}, history=[]
 ):
