@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from dermalyze.command import command
 
 if TYPE_CHECKING:
-    from dermalyze.comparison import Compared, Result, Scope
+    from dermalyze.comparison import Compared, PairTest, Result, Scope
 
 logger = logging.getLogger("dermalyze")
 
@@ -54,40 +54,53 @@ def main(cfg: DictConfig) -> None:
 
 
 def _table(found: Compared, scope: Scope) -> str:
-    """Return the metrics of the runs, and the differences of each two, over a scope's images."""
+    """Return the metrics of the groups, and the differences of pairs, over a scope's images."""
     import pandas as pd
 
     which = "" if scope.name == "all" else f" {scope.name}"
     title = (
-        f"{found.split} split: {scope.images} images{which}, {scope.lesions} lesions; "
-        f"intervals of {100 * found.level:g} %, {found.draws} draws of lesions"
+        f"{found.split} split: {scope.images} images{which}, {scope.lesions} lesions; in brackets "
+        f"{100 * found.level:g} % over {found.draws} draws of lesions, models as trained; +- over "
+        "seeds"
     )
+    seeds = {group.label: len(group.runs) for group in found.groups}
     rows: dict[str, dict[str, str]] = {}
     for result in found.results:
         if result.images == scope.name and result.metric in _SHOWN:
-            rows.setdefault(_side(result.run, result.minus), {})[_SHOWN[result.metric]] = _cell(
-                result
-            )
-    for test in found.tests:
-        if test.images == scope.name:
-            rows[_side(test.run, test.minus)] |= {
-                "right alone": f"{test.only_run_right} : {test.only_minus_right}",
-                "McNemar p": f"{test.p:.2g}",
-                "Holm p": f"{test.p_holm:.2g}",
-            }
+            side = _side(result.group, result.minus)
+            count = "" if result.minus else str(seeds[result.group])
+            rows.setdefault(side, {"seeds": count})[_SHOWN[result.metric]] = _cell(result)
+    for side, tests in _by_side(found, scope).items():
+        corrected = [test.p_holm for test in tests]
+        ends = dict.fromkeys(f"{p:.2g}" for p in (min(corrected), max(corrected)))
+        rows[side] |= {
+            "right alone": ", ".join(f"{t.only_run_right}:{t.only_minus_right}" for t in tests),
+            "Holm p": " to ".join(ends),
+        }
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     return f"{title}\n{frame.to_string()}"
 
 
-def _side(run: str, minus: str | None) -> str:
-    return run if minus is None else f"{run} - {minus}"
+def _by_side(found: Compared, scope: Scope) -> dict[str, list[PairTest]]:
+    sides: dict[str, list[PairTest]] = {}
+    for test in found.tests:
+        if test.images == scope.name:
+            sides.setdefault(_side(test.group, test.minus), []).append(test)
+    return sides
+
+
+def _side(group: str, minus: str | None) -> str:
+    return group if minus is None else f"{group} - {minus}"
 
 
 def _cell(result: Result) -> str:
+    """Return value, +- over seeds, and the interval over lesions."""
     if result.value is None:
         return "undefined"
     sign = "" if result.minus is None else "+"
-    return f"{result.value:{sign}.3f} [{result.low:{sign}.3f}, {result.high:{sign}.3f}]"
+    chance = result.sd if result.minus is None else result.seed_error
+    seeds = "" if chance is None else f" +-{chance:.3f}"
+    return f"{result.value:{sign}.3f}{seeds} [{result.low:{sign}.3f}, {result.high:{sign}.3f}]"
 
 
 if __name__ == "__main__":

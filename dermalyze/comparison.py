@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
-from dermalyze.data.split_files import first, read_rows
-from dermalyze.errors import ConfigError, DataError
+from dermalyze.compared_runs.groups import Group, grouped
+from dermalyze.compared_runs.judged import read_judged, trained_lesions
+from dermalyze.errors import DataError
 from dermalyze.evaluation.intervals import interval, lesion_weights, metric_draws
 from dermalyze.evaluation.paired_tests import holm, mcnemar
-from dermalyze.evaluation.predictions import (
-    METRICS_FILE,
-    PREDICTIONS,
-    Predictions,
-    read_predictions,
-)
+from dermalyze.evaluation.predictions import Predictions
+from dermalyze.evaluation.seed_spread import error_of_difference, spread
 from dermalyze.files import write_json, write_whole
 from dermalyze.taxonomy import DISCLAIMER
 
@@ -31,28 +31,47 @@ TRAINED = "of lesions that trained a run"
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of a run, or the difference of two, with its interval; None where undefined.
+    """One metric of a group, or the difference of two; None where undefined.
 
-    `images` names the images it is over: ALL, or those TRAINED. `minus` is the run subtracted.
+    Attributes:
+        images: which images it is over: ALL, or those TRAINED.
+        group: its label.
+        minus: the group that is subtracted; None: none is.
+        metric: see `metrics.METRICS`.
+        value: the mean over the group's seeds, or the difference of two such means.
+        low, high: its interval over lesions, with the models as they were trained.
+        draws: in how many it had a value.
+        sd, smallest, largest: over the group's seeds; None for one seed and for a difference.
+        seed_error: the standard error of `value` by the choice of seeds; None where a group has
+            one. It is not in the interval.
     """
 
     images: str
-    run: str
+    group: str
     minus: str | None
     metric: str
     value: float | None
     low: float | None
     high: float | None
     draws: int
+    sd: float | None
+    smallest: float | None
+    largest: float | None
+    seed_error: float | None
 
 
 @dataclass(frozen=True)
 class PairTest:
-    """McNemar's test of a pair of runs; `p_holm` is corrected for all pairs on these images."""
+    """McNemar's test of two runs; `p_holm` is corrected for all tests on these images.
+
+    The runs of two groups are paired in the order of their seeds.
+    """
 
     images: str
-    run: str
+    group: str
     minus: str
+    run: str
+    minus_run: str
     only_run_right: int
     only_minus_right: int
     p: float
@@ -76,11 +95,14 @@ class Compared:
     level: float
     draws: int
     seed: int
+    baseline: str | None
+    """The label of the group that every other one is held against; None: each against each."""
+    groups: list[Group]
     trained_on: dict[str, int]
     """For each run, how many of the images are of lesions that it was trained on."""
-    scopes: list[Scope]
-    results: list[Result]
-    tests: list[PairTest]
+    scopes: list[Scope] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    tests: list[PairTest] = field(default_factory=list)
 
 
 def compare(config: Node) -> Compared:
@@ -92,30 +114,32 @@ def compare(config: Node) -> Compared:
     Raises:
         ConfigError, DataError: what the user can mend.
     """
-    runs, split = config["runs"], config["split"]
-    folders = [Path(run).resolve() for run in runs]
-    if len(set(folders)) < len(runs):
-        raise ConfigError(f"runs=[{','.join(runs)}]: names a run twice. Name different ones.")
-    judged = {run: _read(Path(run), split) for run in runs}
-    for run in runs[1:]:
-        _refuse_other_images(runs[0], judged[runs[0]], run, judged[run])
-
+    groups, baseline = grouped(
+        config["runs"], group_seeds=config["group_seeds"], baseline=config["baseline"]
+    )
+    runs = [run for group in groups for run in group.runs]
+    judged = read_judged(runs, config["split"])
     lesions_N = judged[runs[0]].lesion_ids_N
-    trained_on = {run: np.isin(lesions_N, _trained_lesions(Path(run))) for run in runs}
+    trained_on = {run: np.isin(lesions_N, trained_lesions(run)) for run in runs}
     subsets = {ALL: np.ones(len(lesions_N), dtype=np.bool_)}
     of_trained_N = np.any(list(trained_on.values()), axis=0)
     if of_trained_N.any() and not of_trained_N.all():
         subsets[TRAINED] = of_trained_N
 
     found = Compared(
-        split, config["level"], config["draws"], config["seed"],
-        {run: int(rows_N.sum()) for run, rows_N in trained_on.items()}, [], [], [],
-    )  # fmt: skip
+        split=config["split"],
+        level=config["level"],
+        draws=config["draws"],
+        seed=config["seed"],
+        baseline=None if baseline is None else baseline.label,
+        groups=groups,
+        trained_on={str(run): int(rows_N.sum()) for run, rows_N in trained_on.items()},
+    )
     for name, rows_N in subsets.items():
         found.scopes.append(Scope(name, int(rows_N.sum()), len(set(lesions_N[rows_N]))))
         some = {run: predictions.of(rows_N) for run, predictions in judged.items()}
-        found.results.extend(_results(name, some, config))
-        found.tests.extend(_tests(name, some))
+        found.results.extend(_results(name, some, groups, baseline, config))
+        found.tests.extend(_tests(name, some, groups, baseline))
     return found
 
 
@@ -127,9 +151,12 @@ def write_comparison(found: Compared, output: str) -> Path:
     """
     folder = Path(output)
     results = [asdict(result) for result in found.results]
+    report = asdict(found) | {"disclaimer": DISCLAIMER}
+    for group in report["groups"]:
+        group["runs"] = [str(run) for run in group["runs"]]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "comparison.json", asdict(found) | {"disclaimer": DISCLAIMER})
+        write_json(folder / "comparison.json", report)
         text = pd.DataFrame(results).assign(disclaimer=DISCLAIMER).to_csv(index=False)
         write_whole(folder / "comparison.csv", text)
     except OSError as error:
@@ -139,85 +166,66 @@ def write_comparison(found: Compared, output: str) -> Path:
     return folder
 
 
-def _read(run: Path, split: str) -> Predictions:
-    folder = run / "evaluation" / split
-    missing = [name for name in (PREDICTIONS, METRICS_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"{folder}: there is no {' and no '.join(missing)}. Evaluate the run first: "
-            f"python -m dermalyze.evaluate checkpoint={run} split={split}"
-        )
-    return read_predictions(folder)
-
-
-def _trained_lesions(run: Path) -> list[str]:
-    problems: list[str] = []
-    rows = read_rows(run, problems)
-    if problems:
-        raise DataError(
-            f"{run}: what it was trained on cannot be read, so leakage would go unseen.\n  - "
-            + "\n  - ".join(problems)
-            + "\nGive the whole folder of a run."
-        )
-    return sorted({row.lesion_id for row in rows if row.part == "train"})
-
-
-def _refuse_other_images(one: str, ours: Predictions, other: str, theirs: Predictions) -> None:
-    """Refuse two runs that were not judged on the same images of the same lesions and classes."""
-    problems = []
-    if ours.classes != theirs.classes:
-        problems.append(f"classes {', '.join(ours.classes)} and {', '.join(theirs.classes)}")
-    ids, other_ids = set(ours.image_ids_N), set(theirs.image_ids_N)
-    for name, only in ((one, ids - other_ids), (other, other_ids - ids)):
-        if only:
-            problems.append(f"{len(only)} images in {name} only: {first(sorted(only))}")
-    if not problems:
-        shared = zip(
-            ours.image_ids_N, ours.labels_N, ours.lesion_ids_N, theirs.labels_N,
-            theirs.lesion_ids_N, strict=True,
-        )  # fmt: skip
-        changed = [image for image, *values in shared if values[:2] != values[2:]]
-        if changed:
-            problems.append(f"{len(changed)} images have another dx or lesion: {first(changed)}")
-    if problems:
-        raise DataError(
-            f"{one} and {other} cannot be compared:\n  - " + "\n  - ".join(problems) + "\nCompare "
-            "runs that were evaluated on the same images: train them on one split "
-            "(data/split=from_files), or evaluate them on the same data."
-        )
-
-
-def _results(images: str, judged: dict[str, Predictions], config: Node) -> list[Result]:
-    """Return every run's metrics and every pair's differences, all over the same draws."""
+def _results(
+    images: str,
+    judged: Mapping[Path, Predictions],
+    groups: Sequence[Group],
+    baseline: Group | None,
+    config: Node,
+) -> list[Result]:
+    """Return every group's metrics and the differences of pairs, all over the same draws."""
     one, *_ = judged.values()
     weights_DN = lesion_weights(one.lesion_ids_N, draws=config["draws"], seed=config["seed"])
-    draws = {run: metric_draws(p.labels_N, p.probs_NK, weights_DN) for run, p in judged.items()}
+    draws: dict[Path, dict[str, npt.NDArray[np.float64]]] = {}
+    shown = tqdm(judged.items(), "drawing lesions", unit="run", leave=False, disable=None, delay=2)
+    for run, predictions in shown:
+        draws[run] = metric_draws(predictions.labels_N, predictions.probs_NK, weights_DN)
 
-    def result(run: str, minus: str | None, metric: str) -> Result:
-        value, values_D = judged[run].metrics[metric], draws[run][metric]
-        if minus is not None:
-            other = judged[minus].metrics[metric]
-            value = None if value is None or other is None else value - other
-            values_D = values_D - draws[minus][metric]
-        found = interval(values_D, level=config["level"])
-        if value is None or found is None:
-            return Result(images, run, minus, metric, None, None, None, 0)
-        return Result(images, run, minus, metric, value, found.low, found.high, found.draws)
+    def result(group: Group, minus: Group | None, metric: str) -> Result:
+        sides = [group] if minus is None else [group, minus]
+        values = [[judged[run].metrics[metric] for run in side.runs] for side in sides]
+        known = [[value for value in side if value is not None] for side in values]
+        means_D = [np.mean([draws[run][metric] for run in side.runs], axis=0) for side in sides]
+        found = interval(means_D[0] - sum(means_D[1:]), level=config["level"])
+        name = None if minus is None else minus.label
+        if found is None or known != values:
+            nothing = (None, None, None, 0, None, None, None, None)
+            return Result(images, group.label, name, metric, *nothing)
+        own, *others = [spread(side) for side in known]
+        if not others:
+            return Result(images, group.label, name, metric, own.mean, *found, *own[1:])
+        error = error_of_difference(own, others[0])
+        value = own.mean - others[0].mean
+        return Result(images, group.label, name, metric, value, *found, None, None, None, error)
 
-    sides = [(run, None) for run in judged] + [(run, minus) for minus, run in _pairs(judged)]
-    return [result(run, minus, metric) for metric in one.metrics for run, minus in sides]
+    sides = [(group, None) for group in groups] + _pairs(groups, baseline)
+    return [result(group, minus, metric) for metric in one.metrics for group, minus in sides]
 
 
-def _tests(images: str, judged: dict[str, Predictions]) -> list[PairTest]:
-    pairs = _pairs(judged)
-    found = [mcnemar(judged[run].right(), judged[minus].right()) for minus, run in pairs]
+def _tests(
+    images: str,
+    judged: Mapping[Path, Predictions],
+    groups: Sequence[Group],
+    baseline: Group | None,
+) -> list[PairTest]:
+    pairs = [
+        (group, minus, run, other)
+        for group, minus in _pairs(groups, baseline)
+        for run, other in zip(group.runs, minus.runs, strict=False)
+    ]
+    found = [mcnemar(judged[run].right(), judged[other].right()) for *_, run, other in pairs]
     corrected = holm([test.p for test in found]).tolist()
     return [
-        PairTest(images, run, minus, test.only_first, test.only_second, test.p, p_holm)
-        for (minus, run), test, p_holm in zip(pairs, found, corrected, strict=True)
-    ]
+        PairTest(
+            images, group.label, minus.label, str(run), str(other),
+            test.only_first, test.only_second, test.p, p_holm,
+        )
+        for (group, minus, run, other), test, p_holm in zip(pairs, found, corrected, strict=True)
+    ]  # fmt: skip
 
 
-def _pairs(judged: dict[str, Predictions]) -> list[tuple[str, str]]:
-    """Return each two runs, the earlier first: it is the one that is subtracted."""
-    return list(combinations(judged, 2))
+def _pairs(groups: Sequence[Group], baseline: Group | None) -> list[tuple[Group, Group]]:
+    """Return pairs of groups, the second to be subtracted: the baseline, or else the earlier."""
+    if baseline is None:
+        return [(group, minus) for minus, group in combinations(groups, 2)]
+    return [(group, baseline) for group in groups if group is not baseline]

@@ -108,12 +108,12 @@ def resumed_config(composed: DictConfig, folder: Path, overrides: list[str]) -> 
     """
     stored = load_config(folder)
     names = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    if not all(_is_free(name) for name in names):
+    if not all(is_free_on_resume(name) for name in names):
         before, now = _flat(stored), _flat(composed)
         differences = [
             f"{name}: {before.get(name, '(absent)')} -> {now.get(name, '(absent)')}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not _is_free(name)
+            if before.get(name) != now.get(name) and not is_free_on_resume(name)
         ]
         if differences:
             raise ConfigError(
@@ -124,13 +124,14 @@ def resumed_config(composed: DictConfig, folder: Path, overrides: list[str]) -> 
             )
     config = stored.copy()
     for name in names:
-        if name in FREE_ON_RESUME or _is_free(name):
+        if name in FREE_ON_RESUME or is_free_on_resume(name):
             # A group such as `tracking=none` replaces its node; a value replaces a value.
             OmegaConf.update(config, name, OmegaConf.select(composed, name), merge=False)
     return config
 
 
-def _is_free(name: str) -> bool:
+def is_free_on_resume(name: str) -> bool:
+    """Return whether a key, such as `paths.outputs`, stands in or below FREE_ON_RESUME."""
     return _is_below(name, FREE_ON_RESUME)
 
 

@@ -252,7 +252,9 @@ class Prediction(_Part):
 class Comparison(_Part):
     """The whole configuration of `python -m dermalyze.compare`."""
 
-    runs: list[str] = Field(min_length=2)
+    runs: str | Annotated[list[str], Field(min_length=1)]
+    baseline: str | None
+    group_seeds: bool
     split: Literal["train", "val", "test", "all"]
     level: float = Field(gt=0, lt=1)
     draws: int = Field(ge=1)

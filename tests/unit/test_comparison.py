@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from dermalyze.comparison import ALL, TRAINED, Compared, Result, compare, write_comparison
 from dermalyze.errors import ConfigError, DataError
@@ -44,10 +45,14 @@ def a_run(
     *,
     trained: tuple[str, ...] = ("L900",),
     classes: tuple[str, ...] = CLASSES,
+    seed: int = 7,
+    **settings: Any,
 ) -> str:
     """A run's folder with what `evaluate` and `train` leave there, as far as it is read."""
     evaluation = folder / "evaluation" / "test"
     evaluation.mkdir(parents=True)
+    config = {"training": {"seed": seed}, "optimizer": {"name": folder.name}, **settings}
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     predicted = [classes[k] for k in probs_NK.argmax(axis=1)]
     columns = {f"probability_{code}": probs_NK[:, k] for k, code in enumerate(classes)}
     predictions = frame.assign(predicted=predicted, **columns, disclaimer=DISCLAIMER)
@@ -73,7 +78,8 @@ PROBS = {name: probabilities(FRAME, seed, 1.5) for seed, name in enumerate("ABC"
 
 def asked(*runs: str, **changed: Any) -> dict[str, Any]:
     return {
-        "runs": list(runs), "split": "test", "level": 0.95, "draws": 200, "seed": 1,
+        "runs": list(runs), "baseline": None, "group_seeds": False,
+        "split": "test", "level": 0.95, "draws": 200, "seed": 1,
     } | changed  # fmt: skip
 
 
@@ -86,7 +92,8 @@ def the(found: Compared, metric: str, run: str, minus: str | None = None, images
     chosen = [
         result
         for result in found.results
-        if (result.metric, result.run, result.minus, result.images) == (metric, run, minus, images)
+        if (result.metric, result.group, result.minus, result.images)
+        == (metric, run, minus, images)
     ]
     (result,) = chosen
     return result
@@ -145,7 +152,7 @@ def test_mcnemar_and_holm_by_hand(tmp_path: Path) -> None:
         for name, n in counts.items()
     ]
     found = compare(asked(*runs))
-    names = [(Path(test.minus).name, Path(test.run).name) for test in found.tests]
+    names = [(Path(test.minus_run).name, Path(test.run).name) for test in found.tests]
     assert names == [("A", "B"), ("A", "C"), ("B", "C")]
     alone = [(test.only_minus_right, test.only_run_right) for test in found.tests]
     assert alone == [(6, 0), (10, 0), (4, 0)]
@@ -154,7 +161,8 @@ def test_mcnemar_and_holm_by_hand(tmp_path: Path) -> None:
     assert [test.p_holm for test in found.tests] == pytest.approx([1 / 16, 3 / 512, 1 / 8])
     # One class only: there is no ROC curve, in no draw.
     auc = the(found, "macro_auc", runs[0])
-    assert auc == Result(ALL, runs[0], None, "macro_auc", None, None, None, 0)
+    nothing = (None, None, None, 0, None, None, None, None)
+    assert auc == Result(ALL, runs[0], None, "macro_auc", *nothing)
 
 
 def test_images_of_trained_lesions_are_shown_on_their_own(tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_what_is_written_is_what_was_found(runs: list[str], tmp_path: Path) -> N
     assert set(written["disclaimer"]) == {DISCLAIMER}
     row = written[(written["metric"] == "macro_f1") & (written["minus"] == runs[0])].iloc[0]
     result = the(found, "macro_f1", runs[1], runs[0])
-    assert (row["run"], row["value"], row["low"]) == (
+    assert (row["group"], row["value"], row["low"]) == (
         runs[1],
         pytest.approx(result.value),
         pytest.approx(result.low),
@@ -205,11 +213,13 @@ def refusal(*runs: str) -> str:
     return str(caught.value)
 
 
-def test_a_run_that_is_not_evaluated_says_what_to_run(runs: list[str], tmp_path: Path) -> None:
+def test_runs_that_are_not_evaluated_say_what_to_run(runs: list[str], tmp_path: Path) -> None:
     (tmp_path / "A/evaluation/test/predictions.csv").unlink()
+    (tmp_path / "C/evaluation/test/evaluation_metrics.json").unlink()
     assert refusal(*runs) == (
-        f"{tmp_path}/A/evaluation/test: there is no predictions.csv. Evaluate the run first: "
-        f"python -m dermalyze.evaluate checkpoint={tmp_path}/A split=test"
+        "not evaluated on split=test, so there are no predictions.csv and evaluation_metrics.json "
+        f"in evaluation/test: {tmp_path}/A, {tmp_path}/C. Evaluate first: python -m "
+        f"dermalyze.evaluate -m checkpoint={tmp_path}/A,{tmp_path}/C split=test"
     )
 
 
@@ -238,7 +248,7 @@ def test_other_classes_are_named(runs: list[str], tmp_path: Path) -> None:
 
 
 def test_one_run_twice(runs: list[str]) -> None:
-    with pytest.raises(ConfigError, match="names a run twice"):
+    with pytest.raises(ConfigError, match=r"names \S+/A more than once"):
         compare(asked(runs[0], f"{runs[0]}/../A"))
 
 
@@ -296,11 +306,11 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_the_tables_and_needs_no_torch(tmp_path: Path) -> None:
     a_run(tmp_path / "honest", FRAME, PROBS["A"])
     a_run(tmp_path / "leaky", FRAME, PROBS["B"], trained=("L3", "L7"))
-    done = command(tmp_path, "runs=[honest,leaky]", "draws=100")
+    done = command(tmp_path, "runs=[honest,leaky]", "group_seeds=false", "draws=100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "heavy:"
     assert "leakage: leaky was trained on lesions of 4 of these images" in done.stdout
-    assert "test split: 90 images, 45 lesions; intervals of 95 %, 100 draws" in done.stdout
+    assert "test split: 90 images, 45 lesions; in brackets 95 % over 100 draws" in done.stdout
     assert "4 images of lesions that trained a run, 2 lesions" in done.stdout
     assert "made outputs/comparison (comparison.json, comparison.csv). Next: " in done.stdout
     assert DISCLAIMER in done.stdout
@@ -313,16 +323,15 @@ def test_the_command_prints_the_tables_and_needs_no_torch(tmp_path: Path) -> Non
     shown = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     (line,) = [s for s in done.stdout.splitlines() if s.startswith("leaky - honest") and shown in s]
     test = report["tests"][0]
-    assert f"{test['only_run_right']} : {test['only_minus_right']}" in line
+    assert f"{test['only_run_right']}:{test['only_minus_right']}" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "missing: runs"),
-        (["runs=[one]"], "runs=['one'] (list): List should have at least 2 items"),
+        (["runs=one"], "one is no run's folder (it has no config.yaml)"),
         (["runs=[one,two]", "level=95"], "level=95 (int): Input should be less than 1"),
-        (["runs=[one,two]"], "python -m dermalyze.evaluate checkpoint=one split=test"),
     ],
 )
 def test_mistakes_end_with_exit_code_2(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ FLOORS = (
     {"errors", "files", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
     {"config", "contradictions", "data", "evaluation", "evaluation_options"}
-    | {"frequency_correction", "launch", "run_folder"},
+    | {"frequency_correction", "launch", "multirun_folder", "run_folder"},
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
     | {"models", "optim"}
-    | {"reporting", "schema"},
+    | {"compared_runs", "reporting", "schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
