@@ -14,7 +14,7 @@ from dermalyze.compute import choose_device
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
-from dermalyze.inference.identity import home_of, run_of, way_of
+from dermalyze.inference.identity import export_formats, home_of, run_of, way_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
@@ -137,6 +137,7 @@ def _part(
         words.append(f"tta_{views.name}_{views.aggregation}")
     if adjustment is not None:
         words.append(f"tau{adjustment['tau']:g}")
+    words += export_formats(facts)
     return "_".join(words)
 
 

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     INITIALISATION = 6
     PHANTOM = 7
     BOOTSTRAP = 8
+    CALIBRATION = 10
 
 
 def generator(seed: int, purpose: Purpose, *time: int) -> np.random.Generator:

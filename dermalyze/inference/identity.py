@@ -36,9 +36,18 @@ def home_of(checkpoint: str | Sequence[str], facts: Sequence[ModelFacts], output
 
 
 def trained_as(facts: Sequence[ModelFacts]) -> list[Node]:
-    """Return what tells each model from another training of the same run's folder."""
+    """Return what tells each model from another training of the same run's folder, or an export."""
     names = ("epoch", "validation_metrics", "seed", "split_fingerprint")
-    return [{name: member.header[name] for name in names} for member in facts]
+    return [
+        {name: member.header[name] for name in names}
+        | ({"export": member.header["export"]["format"]} if "export" in member.header else {})
+        for member in facts
+    ]
+
+
+def export_formats(facts: Sequence[ModelFacts]) -> list[str]:
+    """Return the formats, such as onnx_int8, of those models that are exports of a checkpoint."""
+    return sorted({one.header["export"]["format"] for one in facts if "export" in one.header})
 
 
 def way_of(views: Views, method: Ensemble, weights_M: np.ndarray) -> Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError, DataError
+from dermalyze.inference.onnx_file import ONNX, OnnxNetwork, read_onnx
 from dermalyze.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -45,9 +47,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class TrainedModel(ModelFacts):
-    """A model ready to predict, and what its checkpoint says of it."""
+    """A model ready to predict, and what its checkpoint says of it: a `Classifier`, or a graph."""
 
-    model: Classifier
+    model: nn.Module
 
 
 def best_checkpoint(run_or_file: str) -> Path:
@@ -89,12 +91,14 @@ def read_facts(path: Path) -> ModelFacts:
     Raises:
         CheckpointError, DataError: as `load_model`, but for faults of the model itself.
     """
-    _, header = read_checkpoint(path)
+    _, header = read_onnx(path) if path.suffix == ONNX else read_checkpoint(path)
     return _facts(path, header)
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
     """Return the model of a checkpoint, in eval mode on the device.
+
+    An ONNX file that `export` wrote is one too; its graph runs on the CPU, wherever images lie.
 
     Raises:
         CheckpointError: damaged, not a model to predict with, or naming code that is not among
@@ -102,6 +106,9 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         DataError: made for images that another version decoded, or for metadata that this one
             cannot tell.
     """
+    if path.suffix == ONNX:
+        content, header = read_onnx(path)
+        return onnx_model(content, _facts(path, header))
     tensors, header = read_checkpoint(path)
     facts = _facts(path, header)
     _refuse_foreign_code(path, facts.description)
@@ -124,6 +131,18 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights and model description differ: {error}") from error
     return TrainedModel(**vars(facts), model=model.eval().to(device))
+
+
+def onnx_model(content: bytes, facts: ModelFacts) -> TrainedModel:
+    """Return the graph of an ONNX file as a model of these facts.
+
+    Raises:
+        CheckpointError, ConfigError: see `OnnxNetwork`.
+    """
+    unknown_M = [number for numbers in facts.encoding.unknown.values() for number in numbers]
+    network = OnnxNetwork(content=content, unknown_M=unknown_M, threads=torch.get_num_threads())
+    own = {field.name: getattr(facts, field.name) for field in fields(ModelFacts)}
+    return TrainedModel(**own, model=network.eval())
 
 
 def check_members(members: Sequence[ModelFacts]) -> None:

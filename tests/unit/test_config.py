@@ -23,6 +23,7 @@ from dermalyze.config import (
     run_folder,
 )
 from dermalyze.errors import ConfigError
+from dermalyze.exporting.schema import Export
 from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.schema import (
     Benchmark,
@@ -445,6 +446,7 @@ def test_run_time_arguments_are_arguments_of_something() -> None:
         ],
         ("benchmark", Benchmark, []),
         ("compare", Comparison, ["runs=[one,other]"]),
+        ("export", Export, ["checkpoint=outputs/train/one"]),
     ],
 )
 def test_the_other_commands_compose_with_every_data_option(

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from dermalyze.config import CONF_DIR, register_resolvers
+from dermalyze.exporting.schema import Export
 from dermalyze.schema import (
     Benchmark,
     Comparison,
@@ -31,6 +32,7 @@ CHECKS = {
     "prepare": lambda cfg: checked(cfg, Preparation),
     "benchmark": lambda cfg: checked(cfg, Benchmark),
     "compare": lambda cfg: checked(cfg, Comparison),
+    "export": lambda cfg: checked(cfg, Export),
     "show_augmentation": lambda cfg: checked(cfg, ShownAugmentation),
     "show_schedule": checked_show,
 }

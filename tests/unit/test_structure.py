@@ -37,10 +37,10 @@ FLOORS = (
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
     {"judged_images", "members", "prediction", "recipe", "validation_fit"},
     # 5: what wires a command together
-    {"assessment", "benchmarks", "command", "comparison", "experiment"},
+    {"assessment", "benchmarks", "command", "comparison", "experiment", "exporting"},
     # 6: the commands
     {"benchmark", "compare", "evaluate", "predict", "prepare", "show_augmentation", "show_schedule"}
-    | {"train"},
+    | {"export", "train"},
 )
 COMMANDS = sorted(FLOORS[-1])
 FLOORS_WITHOUT_TORCH = 2

@@ -71,7 +71,7 @@ class FusedMetadata(nn.Module):
 
     def forward(self, features_BCHW: Tensor, metadata_BM: Tensor | None) -> Tensor:
         """Return the fused map; without metadata, nothing is known of any image."""
-        images = len(features_BCHW)
+        images = features_BCHW.shape[0]  # len() would be a constant in an exported graph
         if metadata_BM is None:
             metadata_BM = self.unknown_M.expand(images, -1)
         elif self.training and self.dropout > 0:

@@ -1,0 +1,98 @@
+"""A classifier as a graph that needs no Python of this project: ONNX, or torch's own export."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from dermalyze.exporting.quiet import quiet
+from dermalyze.inference.loading import TrainedModel
+from dermalyze.inference.onnx_file import IMAGES, LOGITS, METADATA, needed
+
+HEADER = "dermalyze.json"
+"""The extra file inside torch's export that holds the header."""
+
+
+def onnx_graph(trained: TrainedModel, *, opset: int) -> Any:
+    """Return an `onnx.ModelProto`: uint8 images_BCHW in, logits_BK out, any number of images.
+
+    Normalisation is in it, as it is in the model. A model that is told metadata has a second
+    input, metadata_BM (float32).
+
+    Args:
+        trained: a `Classifier`, on the CPU; its weights are laid out contiguously here.
+        opset: version of ONNX's operators.
+    """
+    needed("onnxscript")
+    inputs = _examples(trained)
+    names = [IMAGES, METADATA][: len(inputs)]
+    with quiet():
+        program = torch.onnx.export(
+            trained.model,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=[LOGITS],
+            dynamic_shapes=_any_number(inputs),
+            opset_version=opset,
+        )
+    if program is None:
+        raise TypeError("torch.onnx.export returned no program")
+    graph = program.model_proto
+    graph.doc_string = (
+        f"{IMAGES}: uint8 RGB in [0, 255], resized to {trained.preprocess.image_size} pixels a "
+        f"side. {LOGITS}: of {', '.join(trained.classes)}; their softmax are probabilities. "
+        f"{trained.header['disclaimer']}"
+    )
+    return graph
+
+
+def torch_export(trained: TrainedModel) -> torch.export.ExportedProgram:
+    """Return torch's own export, with inputs and outputs as of `onnx_graph`."""
+    inputs = _examples(trained)
+    with quiet():
+        return torch.export.export(trained.model, inputs, dynamic_shapes=_any_number(inputs))
+
+
+def program_file(program: torch.export.ExportedProgram, header: dict[str, Any]) -> bytes:
+    """Return the file that `torch.export.load` reads, with a header as an extra file in it."""
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(program, file, extra_files={HEADER: json.dumps(header)})
+    return file.getvalue()
+
+
+class ProgramNetwork(nn.Module):
+    """A file of `torch.export.save`, called as `Classifier` is."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        with quiet():
+            program = torch.export.load(io.BytesIO(content))
+        # In a list, so that it is no part of this module: it refuses to be put into eval mode.
+        self.program: list[nn.Module] = [program.module()]
+
+    def forward(self, *inputs_B: torch.Tensor) -> torch.Tensor:
+        """Return logits_BK."""
+        (program,) = self.program
+        logits_BK: torch.Tensor = program(*inputs_B)
+        return logits_BK
+
+
+def _examples(trained: TrainedModel) -> tuple[torch.Tensor, ...]:
+    """Return inputs of two images: of a single one, torch would take the number for a constant."""
+    trained.model.lay_out(torch.contiguous_format)
+    size = trained.preprocess.image_size
+    images_BCHW = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    unknown_M = [value for values in trained.encoding.unknown.values() for value in values]
+    return (images_BCHW, torch.tensor([unknown_M] * 2)) if unknown_M else (images_BCHW,)
+
+
+def _any_number(inputs: tuple[torch.Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    number = torch.export.Dim("images")
+    return tuple({0: number} for _ in inputs)
