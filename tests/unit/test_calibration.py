@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pandas import DataFrame, cut
 from scipy.special import softmax
-from sklearn.metrics import brier_score_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
 
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.abstention import abstention_threshold, area, risk_coverage
@@ -67,8 +72,53 @@ class TestErrors:
             torch.from_numpy(probs_NK), torch.from_numpy(labels_N), num_classes=5, n_bins=15
         )
         assert found["ece"] == pytest.approx(expected.item(), abs=1e-6)
-        brier = sum(brier_score_loss(labels_N == k, probs_NK[:, k]) for k in range(5))
-        assert found["brier"] == pytest.approx(brier)
+        each = [(labels_N == k, probs_NK[:, k].copy()) for k in range(5)]
+        classwise = [
+            binary_calibration_error(torch.from_numpy(p), torch.from_numpy(own), n_bins=15).item()
+            for own, p in each
+        ]
+        assert found["classwise_ece"] == pytest.approx(np.mean(classwise), abs=1e-6)
+        assert found["nll"] == pytest.approx(log_loss(labels_N, probs_NK))
+        assert found["brier"] == pytest.approx(sum(brier_score_loss(*one) for one in each))
+
+    def test_of_equal_mass_equal_scikit_learns_quantiles(self) -> None:
+        # 900 images without ties: 60 in each of 15 bins, so that every bin weighs the same.
+        labels_N, probs_NK = drawn(2, 900, 1.5)
+        found = calibration_errors(labels_N, probs_NK)
+
+        def error(own: np.ndarray, p: np.ndarray) -> float:
+            rate, mean = calibration_curve(own, p, n_bins=15, strategy="quantile")
+            assert len(rate) == 15
+            return float(np.abs(rate - mean).mean())
+
+        right_N = probs_NK.argmax(axis=1) == labels_N
+        assert found["ece_equal_mass"] == pytest.approx(error(right_N, probs_NK.max(axis=1)))
+        adaptive = [error(labels_N == k, probs_NK[:, k]) for k in range(5)]
+        assert found["adaptive_ece"] == pytest.approx(np.mean(adaptive))
+
+    def test_the_parts_of_brier_by_groups_of_a_table(self) -> None:
+        labels_N, probs_NK = drawn(2, 900, 1.5)
+        found = calibration_errors(labels_N, probs_NK)
+        reliability = resolution = uncertainty = within = 0.0
+        for k in range(5):
+            frame = DataFrame({"p": probs_NK[:, k], "own": (labels_N == k).astype(float)})
+            bins = frame.groupby(cut(frame["p"], np.linspace(0, 1, 16)), observed=True)
+            rate, shares = frame["own"].mean(), bins.size() / len(frame)
+            means = bins.mean()
+            reliability += (shares * (means["p"] - means["own"]) ** 2).sum()
+            resolution += (shares * (means["own"] - rate) ** 2).sum()
+            uncertainty += rate * (1 - rate)
+            # Stephenson et al. 2008: the variance of p within the bins, less twice its covariance
+            # with what came true.
+            spread = bins["p"].var(ddof=0) - 2 * bins.apply(lambda b: b["p"].cov(b["own"], ddof=0))
+            within += (shares * spread).sum()
+        parts = {
+            "brier_reliability": reliability,
+            "brier_resolution": resolution,
+            "brier_uncertainty": uncertainty,
+            "brier_within_bins": within,
+        }
+        assert {name: found[name] for name in parts} == pytest.approx(parts)
 
     def test_by_hand(self) -> None:
         # Two images, so two of the bins of equal mass hold one image each.

@@ -145,6 +145,9 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         why_not_fitted=why_not,
     )
     assert json.loads(json.dumps(found.report, allow_nan=False)) == found.report
+    predicted_N = probs_NK.argmax(axis=1)
+    shares = sk.confusion_matrix(labels_N, predicted_N, normalize="true")
+    np.testing.assert_allclose(found.report["confusion_matrix"]["share_of_true"], shares)
     assert sorted(found.columns) == (
         ["set_aps", "set_class_conditional", "set_lac", "set_raps"] if validated else []
     )
