@@ -254,6 +254,7 @@ class Comparison(_Part):
 
     runs: str | Annotated[list[str], Field(min_length=1)]
     baseline: str | None
+    tracking_uri: str
     group_seeds: bool
     split: Literal["train", "val", "test", "all"]
     level: float = Field(gt=0, lt=1)

@@ -41,13 +41,19 @@ class ServedModel(PythonModel):  # type: ignore[misc] # MLflow's classes are not
         Raises:
             MlflowException: an image that cannot be used, by its position; nothing is answered.
         """
+        if not isinstance(model_input, pd.DataFrame):  # arrays, which cut zeros off from bytes
+            raise _refused("`instances` cannot carry files. Send them as `dataframe_records`.")
         images = [_stream(value, at) for at, value in enumerate(model_input[IMAGE])]
         told = model_input.drop(columns=IMAGE).to_dict(orient="records")
         known = [{str(name): v for name, v in row.items() if not pd.isna(v)} for row in told]
         results = list(self._predictor.predict_batch(images, metadata=known))
-        failures = [result.error for result in results if isinstance(result, Failure)]
+        failures = [result for result in results if isinstance(result, Failure)]
         if failures:
-            raise _refused(f"{len(failures)} of {len(results)} images: {'; '.join(failures[:5])}")
+            first = failures[0]
+            raise _refused(
+                f"{len(failures)} of {len(results)} images cannot be used. The first of them, "
+                f"{first.image}: {first.error}"
+            )
         return pd.DataFrame([_row(one) for one in results if isinstance(one, Prediction)])
 
 

@@ -25,6 +25,7 @@ from dermalyze.prediction.pictures import Given
 from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.tables import check_ending, write_table
 from dermalyze.prediction.ways import Way
+from dermalyze.tracking.run_download import local_checkpoints
 from dermalyze.tracking.run_lock import run_lock
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def predict_many(config: Node) -> Tally:
             f"output={output}: is there already. Name another file, or remove this one."
         )
     panel = Panel(
-        config["checkpoint"],
+        local_checkpoints(
+            config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
+        ),
         device=config["device"],
         amp=config["amp"],
         set_method=config["set_method"],

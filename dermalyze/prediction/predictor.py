@@ -11,6 +11,7 @@ from dermalyze.prediction.panel import Panel, Result
 from dermalyze.prediction.pictures import Given, Metadata, Picture, name_of
 from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.ways import Way, defaults, method_of, views_of
+from dermalyze.tracking.run_download import local_checkpoints
 
 Checkpoint = str | Path
 AS_IT_IS = "off"  # the name of the view that training validates with
@@ -26,7 +27,8 @@ class SkinLesionPredictor:
     model was told.
 
     Args:
-        checkpoint: a run's folder, or its checkpoint_best.safetensors.
+        checkpoint: a run's folder, or its checkpoint_best.safetensors; or an address in MLflow
+            (of MLFLOW_TRACKING_URI): runs:/RUN_ID, models:/NAME/VERSION, models:/NAME@ALIAS.
         device: auto, cuda, mps or cpu; None: as in conf/predict.yaml, and so for the others.
         amp: number format: auto, bf16, fp16 or off.
         set_method: lac, aps, raps or class_conditional, for `result.prediction_set`.
@@ -204,7 +206,8 @@ def load_ensemble_predictor(
     """Return several trained models as one predictor, all of them in memory.
 
     Args:
-        checkpoints: runs' folders or their checkpoints, or the folder of a multirun.
+        checkpoints: runs' folders, their checkpoints or addresses in MLflow; or the folder of a
+            multirun.
         weights: of weighted_mean, one a model in their order; None: by each model's validation.
         device, amp, set_method: as of `SkinLesionPredictor`.
 
@@ -227,11 +230,11 @@ def _panel(
 ) -> Panel:
     values = defaults()
     return Panel(
-        checkpoint,
+        local_checkpoints(checkpoint, uri=values["tracking_uri"], outputs=outputs),
         device=device or values["device"],
         amp=amp or values["amp"],
         set_method=set_method or values["set_method"],
-        outputs=values["paths"]["outputs"],
+        outputs=outputs,
     )
 
 

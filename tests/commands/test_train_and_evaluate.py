@@ -110,7 +110,7 @@ def test_a_run_and_its_evaluation(trained, python):
         "config_redacted.yaml",
         "fit.json",
         "train_split.csv",
-        "checkpoints",
+        "split.json",
         "plots",
         "evaluation",
     } <= names

@@ -104,7 +104,7 @@ def _become(task: dict[str, Any], started_with: dict[str, str]) -> None:
         os.close(opened)
     os.chdir(task["cwd"])
     for name in started_with.keys() - task["env"].keys():  # what imports set since then stays
-        del os.environ[name]
+        os.environ.pop(name, None)  # MLflow takes some of its own away
     os.environ.update(task["env"])
     sys.argv = task["argv"]
     sys.orig_argv = [sys.executable, "-m", *task["argv"]]
