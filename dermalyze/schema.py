@@ -229,6 +229,7 @@ class Evaluation(_Part):
     specificities: list[Annotated[float, Field(ge=0, le=1)]]
     subgroups: Subgroups
     track: bool
+    tracking_uri: str
     paths: Paths
 
 
@@ -237,7 +238,6 @@ class Prediction(_Part):
 
     checkpoint: str | Annotated[list[str], Field(min_length=1)]
     images: str
-    tracking_uri: str
     tta: Target
     ensemble: Target
     output: str | None
@@ -246,6 +246,7 @@ class Prediction(_Part):
     amp: Literal["auto", "off", "bf16", "fp16"]
     set_method: Literal["lac", "aps", "raps", "class_conditional"]
     part_size: int = Field(ge=1)
+    tracking_uri: str
     paths: OutputPath
 
 
@@ -254,7 +255,6 @@ class Comparison(_Part):
 
     runs: str | Annotated[list[str], Field(min_length=1)]
     baseline: str | None
-    tracking_uri: str
     group_seeds: bool
     split: Literal["train", "val", "test", "all"]
     level: float = Field(gt=0, lt=1)

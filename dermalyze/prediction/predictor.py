@@ -229,6 +229,7 @@ def _panel(
     set_method: str | None,
 ) -> Panel:
     values = defaults()
+    outputs = values["paths"]["outputs"]
     return Panel(
         local_checkpoints(checkpoint, uri=values["tracking_uri"], outputs=outputs),
         device=device or values["device"],
