@@ -65,13 +65,13 @@ logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
+# Run by MLflow, never imported here: it needs mlflow to be loaded.
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What a finished run leaves behind."""
-
-# Run by MLflow, never imported here: it needs mlflow to be loaded.
-SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
     folder: Path
     best: Record

@@ -47,18 +47,18 @@ class MlflowTracker:
     Args:
         uri: MLflow's tracking address: `sqlite:///file.db` or `http://host:port`.
         experiment: MLflow's experiment to put the run in; made if it is not there.
-    """
         log_model: whether the checkpoint to predict with is recorded as a model that MLflow serves
             and registers, or as a mere file.
         register_as: name of a registered model to make it the newest version of; None for none.
+    """
 
     def __init__(
         self, *, uri: str, experiment: str, log_model: bool, register_as: str | None
     ) -> None:
         self.uri = absolute(uri)
         self.experiment = experiment
-        self._client: MlflowClient | None = None
         self.log_model, self.register_as = log_model, register_as
+        self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._queue: list[Call] = []
         self._begin: Callable[[], str] | None = None
@@ -121,7 +121,6 @@ class MlflowTracker:
         """Record a file, below `folder` in the run's artifacts."""
         self._send(lambda client, run: client.log_artifact(run, str(path), folder))
 
-    def reopen(self, folder: Path) -> None:
     def log_checkpoint(self, path: Path, *, code: Path) -> None:
         """Record the checkpoint to predict with; its run then says where it is, and its sha256."""
         from mlflow.entities import RunTag
@@ -139,6 +138,7 @@ class MlflowTracker:
 
         self._send(send)
 
+    def reopen(self, folder: Path) -> None:
         """Add to the run that was begun for `folder`; its status stays what it is."""
         known = read_identity(folder)
         if known is None:
