@@ -1,7 +1,8 @@
 """What all commands share: one `conf/`, errors a person can read, truthful exit codes.
 
 Exit codes: 0 done; 2 an error that the user can mend, said in one message without a traceback;
-130 or 143 stopped by SIGINT or SIGTERM after saving; 1 anything else, with a traceback.
+130 or 143 stopped by SIGINT or SIGTERM after saving (138 or 140 by SIGUSR1 or SIGUSR2); 1 anything
+else, with a traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import wraps
+from contextlib import nullcontext
+from functools import partial, wraps
 from string import Template
 from typing import Any
 
@@ -23,42 +25,56 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, nearest
+from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, nearest
 from dermalyze.launch import Launch, launch_of
 from dermalyze.run_folder import flat_parameters
+from dermalyze.sweeps.job import run_job
+from dermalyze.sweeps.sweep import resumed_words, whole_sweep
 
 logger = logging.getLogger("dermalyze")
 
 Task = Callable[[DictConfig], Any]
 
 
-def command(config_name: str, *, by_many: bool = False) -> Callable[[Task], Callable[[], None]]:
+def command(
+    config_name: str, *, by_many: bool = False, sweeps: bool = False
+) -> Callable[[Task], Callable[[], None]]:
     """Make a task a Hydra app on `conf/<config_name>.yaml`.
 
     Args:
         config_name: without its ending.
         by_many: whether processes that torchrun started together may do the task together.
+        sweeps: whether the jobs of `--multirun` are made a sweep of, which survives them.
     """
     register_resolvers()
 
     def decorate(task: Task) -> Callable[[], None]:
-        @wraps(task)
-        def guarded(cfg: DictConfig) -> Any:
-            in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        def said(cfg: DictConfig, *, may_raise: bool) -> Any:
             try:
                 return task(cfg)
             except Interrupted as stop:
                 logger.warning("%s; the state is saved", stop)
                 raise SystemExit(stop.exit_code) from stop
+            except Pruned as stop:
+                logger.info("%s; its place is given to another trial", stop)
+                raise SystemExit(0) from stop
             except Exception as error:
                 mendable = _mendable(error)
                 if mendable is None:
                     logger.exception("failed")  # into the job's own log; Hydra leaves it out
                     raise
                 logger.error("%s", mendable)
-                if in_sweep:  # the other jobs of the sweep go on; Hydra counts this one as failed
+                if may_raise:  # other jobs go on; Hydra counts this one as failed
                     raise mendable from error
-                raise SystemExit(2) from error
+                raise SystemExit(2) from mendable
+
+        @wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                return said(cfg, may_raise=False)
+            if sweeps:
+                return run_job(partial(said, may_raise=False), cfg)
+            return said(cfg, may_raise=True)
 
         app: Callable[[], None] = hydra.main(
             config_path=str(CONF_DIR), config_name=config_name, version_base="1.3"
@@ -71,7 +87,13 @@ def command(config_name: str, *, by_many: bool = False) -> Callable[[Task], Call
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     print(_help(config_name, [word for word in sys.argv[1:] if "=" in word]))
                 else:
-                    app()
+                    if sweeps:
+                        sys.argv[1:] = resumed_words(sys.argv[1:])
+                    with whole_sweep() if sweeps else nullcontext():
+                        app()
+            except ConfigError as error:
+                print(error, file=sys.stderr)
+                raise SystemExit(2) from error
             except DermalyzeError as error:  # of a sweep's job, which has said it
                 raise SystemExit(2) from error
             except (CompactHydraException, OmegaConfBaseException) as error:

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import ConfigError, nearest
+from dermalyze.machine import gpu_of, parallel_jobs, threads_of
 
 _PACKAGE = Path(__file__).resolve().parent
 # The wheel carries conf/ inside the package; a checkout has it beside the package.
@@ -63,9 +64,19 @@ def run_folder(resume: str | None, fresh: str) -> str:
     return str(folder)
 
 
+def sweep_folder(resume: str | None, fresh: str) -> str:
+    """Resolve `hydra.sweep.dir`: the folder of the sweep to go on with, or a fresh one."""
+    return fresh if resume is None else resume
+
+
 def register_resolvers() -> None:
     """Make the resolvers of `conf/` known to OmegaConf; safe to call again."""
     OmegaConf.register_new_resolver("dermalyze.run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("dermalyze.sweep_folder", sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("dermalyze.parallel_jobs", parallel_jobs, replace=True)
+    OmegaConf.register_new_resolver("dermalyze.threads_of", threads_of, replace=True)
+    OmegaConf.register_new_resolver("dermalyze.gpu_of", gpu_of, replace=True)
+    OmegaConf.register_new_resolver("dermalyze.text", str, replace=True)  # for the environment
     OmegaConf.register_new_resolver(
         "dermalyze.hydra_folder",
         lambda resume: ".hydra" if resume is None else ".hydra_resumed",

@@ -35,6 +35,18 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run did as it wa
         self.exit_code = 128 + signal_number
 
 
+class Pruned(Exception):  # noqa: N818 - not an error: the run did as it was told
+    """A search has stopped the run, whose state is saved, since others did better by then.
+
+    Attributes:
+        value: the best of the monitored metric until then.
+    """
+
+    def __init__(self, epoch: int, monitor: str, value: float) -> None:
+        super().__init__(f"pruned after epoch {epoch}: {monitor} was {value:.4g} at best")
+        self.value = value
+
+
 def nearest(value: object, valid: Iterable[object]) -> str:
     """Return `" Did you mean 'x'?"` with the nearest valid name, or up to 20 valid ones."""
     names = sorted(str(name) for name in valid)

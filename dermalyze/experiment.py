@@ -56,9 +56,11 @@ from dermalyze.run_folder import (
     values_of_all_machines,
 )
 from dermalyze.schema import checked_run
+from dermalyze.sweep_folder import run_name
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.history import HISTORY, write_history
 from dermalyze.tracking.run_lock import run_lock
+from dermalyze.tracking.sweep_tags import parent_tags
 from dermalyze.tracking.tracker import NoTracker, Tracker, tracked
 
 logger = logging.getLogger(__name__)
@@ -223,7 +225,7 @@ def _train(
 
     with tracked(
         tracker,
-        name=folder.name,
+        name=run_name(folder),
         folder=folder,
         parameters=flat_parameters(redacted(OmegaConf.to_container(cfg))),
         tags={
@@ -233,6 +235,7 @@ def _train(
             "split_fingerprint": data.split.fingerprint,
             "split_method": data.split.method,
             "split_leaks": _leaks(data),
+            **parent_tags(folder.parent),
             "disclaimer": DISCLAIMER,
         },
         history=state.history,

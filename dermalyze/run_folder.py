@@ -25,6 +25,8 @@ ORIGIN = "run.json"
 FREE_ON_RESUME = (
     "data.root",
     "paths",
+    "sweep.evaluate",
+    "sweep.resume",
     "tracking",
     "training.check_every_steps",
     "training.checkpoint_every_steps",
@@ -178,7 +180,7 @@ def redacted(node: Any, key: str = "") -> Any:
     return node
 
 
-def _shown(argument: str) -> str:
+def shown(argument: str) -> str:
     """Return a command's argument, such as `tracking.uri=ADDRESS`, without secrets."""
     name, equals, value = argument.partition("=")
     return f"{name}{equals}{redacted(value, name)}" if equals else str(redacted(argument))
@@ -231,7 +233,7 @@ def git_commit() -> str | None:
 def origin() -> dict[str, Any]:
     """Return where a run comes from: command, folder and code."""
     return {
-        "command": " ".join(_shown(argument) for argument in sys.orig_argv[1:]),
+        "command": " ".join(shown(argument) for argument in sys.orig_argv[1:]),
         "working_directory": os.getcwd(),  # noqa: PTH109 - plain text for JSON
         "git_commit": git_commit(),
         "disclaimer": DISCLAIMER,

@@ -94,6 +94,13 @@ class Paths(_Part):
     cache: str
 
 
+class Sweep(_Part):
+    """`sweep.*`: what a multirun does beyond its jobs."""
+
+    evaluate: bool
+    resume: str | None
+
+
 class Run(_Part):
     """The whole configuration of `python -m dermalyze.train`."""
 
@@ -109,6 +116,7 @@ class Run(_Part):
     ema: Target
     tracking: Target
     training: Training
+    sweep: Sweep | None = None  # None: of a run from before there were sweeps
     paths: Paths
 
 

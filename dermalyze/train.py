@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dermalyze.command import command
@@ -13,17 +14,19 @@ from dermalyze.command import command
 logger = logging.getLogger("dermalyze")
 
 
-@command("train", by_many=True)
+@command("train", by_many=True, sweeps=True)
 def main(cfg: DictConfig) -> float:
     """Train; return the best value of `training.monitor`, which sweeps select by."""
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.
     from dermalyze.experiment import run_training
-    from dermalyze.run_folder import resumed_config
+    from dermalyze.run_folder import CONFIG, resumed_config
     from dermalyze.taxonomy import DISCLAIMER
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     resume = cfg.training.resume is not None
+    if hydra_config.mode is RunMode.MULTIRUN:  # a job that was begun before goes on
+        resume = (folder / CONFIG).is_file()
     if resume:
         cfg = resumed_config(cfg, folder, list(hydra_config.overrides.task))
     outcome = run_training(cfg, folder, resume=resume)

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target
@@ -24,6 +25,7 @@ from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError, DataError
 from dermalyze.inference.onnx_file import ONNX, OnnxNetwork, read_onnx
 from dermalyze.models.classifier import Classifier
+from dermalyze.sweep_folder import ENSEMBLE
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def best_checkpoint(run_or_file: str) -> Path:
 def best_checkpoints(checkpoint: str | Sequence[str]) -> list[Path]:
     """Return the files to predict with: of one model, of a list, or of all runs of a multirun.
 
+    A sweep's `ensemble.yaml` is a list as well.
+
     Raises:
         CheckpointError: as `best_checkpoint`; or a run of a multirun has none, which would be an
             ensemble of others than were asked for.
@@ -79,10 +83,27 @@ def best_checkpoints(checkpoint: str | Sequence[str]) -> list[Path]:
     if not isinstance(checkpoint, str):
         return [file for one in checkpoint for file in best_checkpoints(one)]
     folder = Path(checkpoint)
+    if folder.suffix == ".yaml":
+        return [best_checkpoint(str(folder.parent / name)) for name in _listed(folder)]
     jobs = [job for job in folder.glob("*") if job.name.isdigit() and job.is_dir()]
     if not jobs or (folder / BEST).exists():
         return [best_checkpoint(checkpoint)]
     return [best_checkpoint(str(job)) for job in sorted(jobs, key=lambda job: int(job.name))]
+
+
+def _listed(file: Path) -> list[str]:
+    """Return the checkpoints that a sweep's `ensemble.yaml` lists, relative to its folder."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        listed = content["checkpoints"]  # type: ignore[call-overload, index]
+        if not (isinstance(listed, list) and listed and all(isinstance(n, str) for n in listed)):
+            raise ValueError("no list of names")
+    except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
+        raise CheckpointError(
+            f"checkpoint={file}: lists no checkpoints ({error}). Give the {ENSEMBLE} of a sweep, or "
+            "the runs themselves: checkpoint=[A,B]."
+        ) from error
+    return listed
 
 
 def read_facts(path: Path) -> ModelFacts:

@@ -24,10 +24,10 @@ MODULES = {
 # package do. What is not named here has no place yet: give it one, as low as it can stand.
 FLOORS = (
     # 0: words and chance
-    {"errors", "files", "randomness", "taxonomy"},
+    {"errors", "files", "machine", "randomness", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
     {"config", "contradictions", "data", "evaluation", "evaluation_options"}
-    | {"frequency_correction", "launch", "multirun_folder", "run_folder"},
+    | {"frequency_correction", "launch", "multirun_folder", "run_folder", "sweep_folder"},
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
     | {"models", "optim"}
@@ -37,8 +37,12 @@ FLOORS = (
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
     {"judged_images", "members", "prediction", "recipe", "validation_fit"},
     # 5: what wires a command together
-    {"assessment", "benchmarks", "command", "comparison", "experiment", "exporting"},
-    # 6: the commands
+    {"assessment", "benchmarks", "comparison", "experiment", "exporting", "served_model"},
+    # 6: many runs as one
+    {"sweeps"},
+    # 7: what commands share
+    {"command"},
+    # 8: the commands
     {"benchmark", "compare", "evaluate", "predict", "prepare", "show_augmentation", "show_schedule"}
     | {"export", "train"},
 )
