@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how one begins
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content`, so that `path` holds what it held before or all of it, whatever happens."""
@@ -41,6 +43,11 @@ def spreadsheet_cell(text: str) -> str:
     """Return text for a CSV file that no spreadsheet program takes for a formula and runs.
 
     Names of files come from strangers: one that begins like a formula gets a ' before it
-    (OWASP, "CSV Injection").
+    (OWASP, "CSV Injection"), and so does one that looks as if it had got one.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """Return the text that `spreadsheet_cell` made a cell of."""
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(_FORMULA) else cell

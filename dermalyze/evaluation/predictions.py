@@ -12,6 +12,7 @@ import pandas as pd
 
 from dermalyze.errors import DataError
 from dermalyze.evaluation.metrics import checked_predictions, summary_metrics
+from dermalyze.files import text_of_cell
 
 PREDICTIONS = "predictions.csv"
 METRICS_FILE = "evaluation_metrics.json"
@@ -66,7 +67,10 @@ def read_predictions(folder: Path) -> Predictions:
         stored = dict(report["metrics"])
         frame = pd.read_csv(folder / PREDICTIONS, dtype=str, keep_default_na=False)
         columns = [f"{_PROBABILITY}{code}" for code in classes]
-        frame = frame[[*_COLUMNS, *columns]].sort_values("image_id", ignore_index=True)
+        frame = frame[[*_COLUMNS, *columns]]
+        for column in _COLUMNS:
+            frame[column] = frame[column].map(text_of_cell)
+        frame = frame.sort_values("image_id", ignore_index=True)
         probs_NK = frame[columns].to_numpy(dtype=np.float64)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(

@@ -23,7 +23,7 @@ from dermalyze.evaluation.metrics import (
 )
 from dermalyze.evaluation.plots import confusion_matrix_figure, save_figure
 from dermalyze.evaluation.predictions import METRICS_FILE, PREDICTIONS
-from dermalyze.files import write_json, write_whole
+from dermalyze.files import spreadsheet_cell, write_json, write_whole
 from dermalyze.reporting.figures import write_figures
 from dermalyze.reporting.page import write_page
 from dermalyze.reporting.results import Results
@@ -46,7 +46,8 @@ def write_evaluation(
     """Write everything and return the metrics of `metrics.summary_metrics`.
 
     evaluation_metrics.json, predictions.csv, the figures and report.html; and of the ISIC
-    challenge's classes its submission_isic2018.csv.
+    challenge's classes its submission_isic2018.csv. In the tables, ids that a spreadsheet would
+    take for formulas begin with a '.
 
     Args:
         labels_N, probs_NK: see `metrics.checked_predictions`.
@@ -79,7 +80,10 @@ def write_evaluation(
     write_json(folder / METRICS_FILE, report)
     predictions = pd.DataFrame(
         {
-            **{column: frame[column].to_numpy() for column in ("image_id", "lesion_id", "dx")},
+            **{
+                column: frame[column].map(spreadsheet_cell).to_numpy()
+                for column in ("image_id", "lesion_id", "dx")
+            },
             "predicted": [classes[k] for k in probs_NK.argmax(axis=1)],
             **{f"probability_{name}": probs_NK[:, k] for k, name in enumerate(classes)},
             **unsure,
@@ -89,7 +93,7 @@ def write_evaluation(
     )
     write_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
     if of_isic:
-        ids = frame["image_id"].tolist()
+        ids = frame["image_id"].map(spreadsheet_cell).tolist()
         write_whole(folder / SUBMISSION, submission(ids, probs_NK, classes))
     title = f"{about['data']}, split {about['split']}, {len(labels_N)} images"
     if about["logit_adjustment"] is not None:
