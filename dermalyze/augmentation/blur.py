@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from dermalyze.augmentation.kernels import kernels_of
 from dermalyze.augmentation.ranges import probability_problems
 from dermalyze.config import raise_problems
 from dermalyze.errors import ConfigError
@@ -79,20 +78,8 @@ class Blur:
                 f"pixels cannot be reflected by {margin} pixels at their borders; use "
                 f"{2 * smaller_side - 1} or less, or larger images."
             )
-        device, from_cuda = images_BCHW.device, images_BCHW.is_cuda
-        rows = torch.from_numpy(parameters.rows_N).to(device, non_blocking=from_cuda)
-        kernels_NK = gaussian_kernels(parameters.sigmas_N, self.kernel_size).astype(np.float32)
-        kernels = torch.from_numpy(kernels_NK).to(device, non_blocking=from_cuda)
-
-        chosen_NCHW = images_BCHW[rows]
-        padded_NCHW = F.pad(chosen_NCHW, (margin, margin, margin, margin), mode="reflect")
-        # Every channel of every image is a channel of one convolution, with a kernel of its own.
-        planes_1GHW = padded_NCHW.flatten(0, 1).unsqueeze(0)
-        groups = planes_1GHW.shape[1]
-        kernels_GK = kernels.repeat_interleave(chosen_NCHW.shape[1], dim=0)
-        planes_1GHW = F.conv2d(planes_1GHW, kernels_GK[:, None, None, :], groups=groups)
-        planes_1GHW = F.conv2d(planes_1GHW, kernels_GK[:, None, :, None], groups=groups)
-        images_BCHW[rows] = planes_1GHW.view(chosen_NCHW.shape)
+        kernels_NK = gaussian_kernels(parameters.sigmas_N, self.kernel_size)
+        kernels_of(images_BCHW).blur(images_BCHW, parameters.rows_N, kernels_NK)
         return images_BCHW
 
 

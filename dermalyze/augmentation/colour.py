@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dermalyze.augmentation.canvas import on_device
+from dermalyze.augmentation.kernels import kernels_of
 from dermalyze.config import raise_problems
 
 LARGEST_HUE = 0.1
@@ -130,19 +129,11 @@ class Colour:
     def apply(self, images_BCHW: Tensor, parameters: ColourParameters) -> Tensor:
         """Return the recoloured RGB images, float32 in [0, 255], as a new tensor.
 
-        Its channels lie last in memory, whatever those of the input do: the product costs hardly
-        more that way, and convolutions are spared a copy.
+        Its channels lie last in memory, whatever those of the input do: convolutions are spared a
+        copy.
         """
-        maps = on_device(colour_maps(parameters), images_BCHW)
-        linear_B33, grey_B3 = maps[:, :3], maps[:, 3]
-        pixels_BCN = images_BCHW.flatten(2)
-        offset_B = (grey_B3 * pixels_BCN.mean(dim=2)).sum(dim=1)
-        recoloured_BNC = torch.bmm(pixels_BCN.transpose(1, 2), linear_B33)
-        recoloured_BNC.add_(offset_B[:, None, None]).clamp_(0, 255)
-        if np.any(parameters.gammas_B != 1):
-            gammas_B11 = on_device(parameters.gammas_B, images_BCHW)[:, None, None]
-            recoloured_BNC.div_(255).pow_(gammas_B11).mul_(255)
-        return recoloured_BNC.transpose(1, 2).view(images_BCHW.shape)
+        maps_B43 = colour_maps(parameters)
+        return kernels_of(images_BCHW).recolour(images_BCHW, maps_B43, parameters.gammas_B)
 
 
 def colour_maps(parameters: ColourParameters) -> np.ndarray:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dermalyze.augmentation.canvas import on_device
+from dermalyze.augmentation.kernels import kernels_of
 from dermalyze.augmentation.ranges import probability_problems
 from dermalyze.config import raise_problems
 
@@ -129,7 +127,7 @@ class Geometry:
     def apply(
         self, images_BCHW: Tensor, parameters: GeometryParameters, size: tuple[int, int]
     ) -> Tensor:
-        """Return the warped images as a new tensor; float in, float out, any value range.
+        """Return the warped images as a new tensor; uint8 or float32 in, float32 out, any range.
 
         Args:
             images_BCHW: may be larger than `size`, up to twice in each direction: each new pixel is
@@ -138,26 +136,8 @@ class Geometry:
             size: height and width of the result. Images of another size are squashed to it by the
                 same interpolation that warps them.
         """
-        shape = [*images_BCHW.shape[:2], *size]
-        matrices = on_device(sampling_matrices(parameters, *size), images_BCHW)
-        if np.any(parameters.perspectives_B2):
-            grid_BHW2 = perspective_grid(matrices, shape)
-        else:
-            grid_BHW2 = F.affine_grid(matrices[:, :2], shape, align_corners=False)
-        return F.grid_sample(
-            images_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False
-        )
-
-
-def perspective_grid(matrices_B33: Tensor, shape: list[int]) -> Tensor:
-    """Return grid_BHW2 as `torch.nn.functional.affine_grid` does, but of homographies."""
-    batch, _, height, width = shape
-    # The identity's grid, with a third coordinate of 1, goes through the matrices and back.
-    identity_123 = torch.eye(2, 3, device=matrices_B33.device).unsqueeze(0)
-    flat_1P2 = F.affine_grid(identity_123, [1, 1, height, width], align_corners=False).flatten(1, 2)
-    linear_B23, offset_B13 = matrices_B33[:, :, :2].transpose(1, 2), matrices_B33[:, None, :, 2]
-    moved_BP3 = flat_1P2 @ linear_B23 + offset_B13
-    return (moved_BP3[..., :2] / moved_BP3[..., 2:]).view(batch, height, width, 2)
+        matrices_B33 = sampling_matrices(parameters, *size)
+        return kernels_of(images_BCHW).warp(images_BCHW, matrices_B33, size)
 
 
 def sampling_matrices(parameters: GeometryParameters, height: int, width: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dermalyze.augmentation.kernels import kernels_of
 from dermalyze.augmentation.ranges import probability_problems
 from dermalyze.config import raise_problems
 
@@ -99,19 +100,8 @@ class Cutout:
         """Fill the rectangles of the chosen images in place and return the batch."""
         if len(parameters.rows_N) == 0:
             return images_BCHW
-        device, from_cuda = images_BCHW.device, images_BCHW.is_cuda
-        height, width = images_BCHW.shape[2:]
-        bounds_N4 = rectangles(parameters, height, width)
-        where = torch.from_numpy(np.column_stack([parameters.rows_N, bounds_N4]))
-        rows, *bounds = where.to(device, non_blocking=from_cuda).unbind(dim=1)
-        top, bottom, left, right = (bound[:, None] for bound in bounds)
-        y = torch.arange(height, device=device)
-        x = torch.arange(width, device=device)
-        within_NH1 = ((y >= top) & (y < bottom)).unsqueeze(2)
-        within_N1W = ((x >= left) & (x < right)).unsqueeze(1)
-        inside_N1HW = (within_NH1 & within_N1W).unsqueeze(1)
-        fill_C11 = self.fill_C11.to(device, non_blocking=from_cuda)
-        images_BCHW[rows] = torch.where(inside_N1HW, fill_C11, images_BCHW[rows])
+        bounds_N4 = rectangles(parameters, *images_BCHW.shape[2:])
+        kernels_of(images_BCHW).fill(images_BCHW, parameters.rows_N, bounds_N4, self.fill_C11)
         return images_BCHW
 
 

@@ -118,7 +118,9 @@ class BatchAugmentation:
         drawn = self.parameters(positions_B, random)
         if not drawn:
             return images_BCHW
-        images = images_BCHW.to(torch.float32, copy=True)
+        images = images_BCHW
+        if self.geometry is None:  # its warp makes a new tensor of bytes, as fast as of floats
+            images = images.to(torch.float32, copy=True)
         for part, parameters in drawn:
             if isinstance(part, Geometry):
                 images = part.apply(images, parameters, (size, size))

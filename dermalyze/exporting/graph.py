@@ -79,8 +79,7 @@ class ProgramNetwork(nn.Module):
 
     def forward(self, *inputs_B: torch.Tensor) -> torch.Tensor:
         """Return logits_BK."""
-        (program,) = self.program
-        logits_BK: torch.Tensor = program(*inputs_B)
+        logits_BK: torch.Tensor = self.program[0].forward(*inputs_B)
         return logits_BK
 
 

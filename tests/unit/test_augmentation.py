@@ -20,9 +20,9 @@ from dermalyze.augmentation.colour import LUMA, Colour, ColourParameters, hue_ma
 from dermalyze.augmentation.geometry import (
     Geometry,
     GeometryParameters,
-    perspective_grid,
     sampling_matrices,
 )
+from dermalyze.augmentation.kernels import perspective_grid
 from dermalyze.augmentation.occlusion import Cutout, CutoutParameters, rectangles
 from dermalyze.augmentation.pipeline import STREAMS, BatchAugmentation
 from dermalyze.config import CONF_DIR, check_targets
