@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dermalyze.errors import CheckpointError
 from dermalyze.exporting.quiet import quiet
 from dermalyze.inference.loading import TrainedModel
 from dermalyze.inference.onnx_file import IMAGES, LOGITS, METADATA, needed
+from dermalyze.models.classifier import Classifier
 
 HEADER = "dermalyze.json"
 """The extra file inside torch's export that holds the header."""
@@ -26,6 +28,9 @@ def onnx_graph(trained: TrainedModel, *, opset: int) -> Any:
     Args:
         trained: a `Classifier`, on the CPU; its weights are laid out contiguously here.
         opset: version of ONNX's operators.
+
+    Raises:
+        CheckpointError: the model is an export itself.
     """
     needed("onnxscript")
     inputs = _examples(trained)
@@ -79,12 +84,16 @@ class ProgramNetwork(nn.Module):
 
     def forward(self, *inputs_B: torch.Tensor) -> torch.Tensor:
         """Return logits_BK."""
-        logits_BK: torch.Tensor = self.program[0].forward(*inputs_B)
+        logits_BK: torch.Tensor = self.program[0](*inputs_B)
         return logits_BK
 
 
 def _examples(trained: TrainedModel) -> tuple[torch.Tensor, ...]:
     """Return inputs of two images: of a single one, torch would take the number for a constant."""
+    if not isinstance(trained.model, Classifier):
+        raise CheckpointError(
+            f"{trained.path}: is an export already. Give the checkpoint that it was made of."
+        )
     trained.model.lay_out(torch.contiguous_format)
     size = trained.preprocess.image_size
     images_BCHW = torch.zeros(2, 3, size, size, dtype=torch.uint8)

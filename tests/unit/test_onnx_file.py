@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.exporting.graph import onnx_graph
 from dermalyze.inference import onnx_file
 from dermalyze.inference.loading import load_model, read_facts
 from dermalyze.inference.onnx_file import OnnxNetwork, read_onnx, sealed
@@ -86,6 +87,11 @@ def test_a_graph_is_called_as_a_model_is(file: Path) -> None:
         np.testing.assert_allclose(model(last, metadata_BM), expected, rtol=1e-5)
     # Where nothing is known: age 0 and a flag.
     np.testing.assert_allclose(model(images_BCHW), colour_BC @ WEIGHTS_CK + [0, 7], rtol=1e-5)
+
+
+def test_an_export_is_not_exported_again(file: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{file}: is an export already"):
+        onnx_graph(load_model(file, torch.device("cpu")), opset=18)
 
 
 def test_fractions_of_grey_values_are_rounded(file: Path) -> None:
