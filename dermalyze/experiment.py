@@ -7,7 +7,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ from dermalyze.tracking.run_lock import run_lock
 from dermalyze.tracking.sweep_tags import parent_tags
 from dermalyze.tracking.tracker import NoTracker, Tracker, tracked
 
+if TYPE_CHECKING:  # it brings Optuna along, which only a search needs
+    from dermalyze.search.trial import SearchTrial
+
 logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
@@ -112,7 +115,9 @@ class RunData:
         return sorted(set(self.table.original_lesions.iloc[rows]))
 
 
-def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
+def run_training(
+    cfg: DictConfig, folder: Path, *, resume: bool, trial: SearchTrial | None = None
+) -> Outcome:
     """Train one run in `folder`, from the start or from its latest checkpoint.
 
     Where several processes were started together, all of them call this and one of them writes.
@@ -121,8 +126,10 @@ def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
         cfg: the composed config, checked here before any data is read.
         folder: exists; everything the run makes goes there.
         resume: go on with the run that the folder holds.
+        trial: what the run is in a search, which may stop it.
 
     Raises:
+        Pruned: the search has stopped the run, whose state is saved.
         DermalyzeError: what the user can mend: config, data, checkpoints.
         Interrupted: SIGINT or SIGTERM arrived and the state was saved.
     """
@@ -142,7 +149,7 @@ def run_training(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
                 save_config(cfg, folder)
                 write_json(folder / ORIGIN, origin())
         with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
-            return _train(cfg, config, folder, interruption, device, ranks)
+            return _train(cfg, config, folder, interruption, device, ranks, trial)
 
 
 def _train(
@@ -152,6 +159,7 @@ def _train(
     interruption: Interruption,
     device: torch.device,
     ranks: Ranks,
+    trial: SearchTrial | None,
 ) -> Outcome:
     training: Node = config["training"]
     threads = set_threads(training["threads"])
@@ -236,6 +244,7 @@ def _train(
             "split_method": data.split.method,
             "split_leaks": _leaks(data),
             **parent_tags(folder.parent),
+            **(trial.tags if trial else {}),
             "disclaimer": DISCLAIMER,
         },
         history=state.history,
@@ -250,6 +259,7 @@ def _train(
             sinks=[
                 lambda record: write_history(folder, state.history),
                 lambda record: tracker.log_metrics(record, step=int(record["epoch"] or 0)),
+                *([lambda record: interruption.stop_with(trial.verdict(record))] if trial else []),
             ]
             if ranks.is_writer
             else [],

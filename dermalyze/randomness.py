@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     INITIALISATION = 6
     PHANTOM = 7
     BOOTSTRAP = 8
+    SEARCH = 9
     CALIBRATION = 10
 
 

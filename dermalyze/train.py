@@ -20,16 +20,21 @@ def main(cfg: DictConfig) -> float:
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.
     from dermalyze.experiment import run_training
     from dermalyze.run_folder import CONFIG, resumed_config
+    from dermalyze.search.trial_file import trial_number
     from dermalyze.taxonomy import DISCLAIMER
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    resume = cfg.training.resume is not None
+    resume, trial = cfg.training.resume is not None, None
     if hydra_config.mode is RunMode.MULTIRUN:  # a job that was begun before goes on
         resume = (folder / CONFIG).is_file()
+        if trial_number(folder) is not None:
+            from dermalyze.search.trial import trial_of
+
+            trial = trial_of(folder, hydra_config.sweeper, cfg.training.monitor)
     if resume:
         cfg = resumed_config(cfg, folder, list(hydra_config.overrides.task))
-    outcome = run_training(cfg, folder, resume=resume)
+    outcome = run_training(cfg, folder, resume=resume, trial=trial)
 
     best = {key.removeprefix("val/"): value for key, value in outcome.best.items() if "val/" in key}
     shown = ", ".join(

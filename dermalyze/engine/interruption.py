@@ -32,6 +32,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._outcome: Exception | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -69,13 +70,19 @@ class Interruption:
     @property
     def requested(self) -> bool:
         """Whether someone asked to stop."""
-        return self.signal != 0
+        return self.signal != 0 or self._outcome is not None
 
     def heed(self, number: int) -> None:
         """Take a signal to another process of the run as one's own; 0: there was none."""
         self.signal = self.signal or number
 
+    def stop_with(self, outcome: Exception | None) -> None:
+        """Ask to stop as a signal does, and to leave with this outcome; None asks for nothing."""
+        self._outcome = self._outcome or outcome
+
     def stop_if_requested(self) -> None:
-        """Raise `Interrupted` if someone asked to stop; the caller has saved."""
+        """Raise `Interrupted`, or the outcome that was asked for; the caller has saved."""
         if self.signal:
             raise Interrupted(self.signal)
+        if self._outcome is not None:
+            raise self._outcome

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY = "tracking.json"
+_WHY_TAG = "ended_because"
 _LONGEST_PARAMETER = 500
+_LONGEST_WHY = 2000
 
 Call = Callable[["MlflowClient", str], object]
 
@@ -154,8 +155,11 @@ class MlflowTracker:
         batch = [Metric(key, value, now, 0) for key, value in metrics.items() if value is not None]
         self._send(lambda client, run: client.log_batch(run, metrics=batch))
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: Status, *, why: str | None = None) -> None:
         """End the run with a true status; say so if something could not be sent."""
+        if why is not None:
+            text = str(redacted(why))[:_LONGEST_WHY]
+            self._send(lambda client, run: client.set_tag(run, _WHY_TAG, text))
         self._send(lambda client, run: client.set_terminated(run, status))
         if self._queue:
             logger.warning(
@@ -218,6 +222,8 @@ class MlflowTracker:
                     raise
                 logger.warning("tracking: run %s was deleted; another is begun", run_id)
             else:
+                if _WHY_TAG in client.get_run(run_id).data.tags:
+                    client.delete_tag(run_id, _WHY_TAG)  # it has not ended after all
                 history = client.get_metric_history(run_id, "epoch")
                 self._logged_steps = {metric.step for metric in history}
                 return run_id

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
-from dermalyze.errors import Interrupted
+from dermalyze.errors import Interrupted, Pruned
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -93,10 +93,10 @@ def tracked(
         for record in history:
             tracker.log_metrics(record, step=int(record["epoch"] or 0))
         yield
-    except (KeyboardInterrupt, Interrupted):
-        tracker.finish("KILLED")
+    except (KeyboardInterrupt, Interrupted, Pruned) as stop:
+        tracker.finish("KILLED", why=str(stop) or type(stop).__name__)
         raise
-    except BaseException:
-        tracker.finish("FAILED")
+    except BaseException as error:
+        tracker.finish("FAILED", why=f"{type(error).__name__}: {error}")
         raise
     tracker.finish("FINISHED")

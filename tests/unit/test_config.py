@@ -52,6 +52,7 @@ MANDATORY = {
     ("data/split", "from_files"): ["data.split.directory=outputs/train/earlier"],
     ("data/split", "leak_study"): ["data.split.inject=true"],
     ("data/split", "leave_one_source_out"): ["data.split.source=rosendahl"],
+    ("hydra/sweeper/sampler", "tpe_quick"): ["hydra/sweeper=study"],
 }
 DELETED = object()
 # hydra.utils.instantiate's own words.

@@ -35,7 +35,8 @@ FLOORS = (
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
-    {"judged_images", "members", "prediction", "recipe", "validation_fit"},
+    {"judged_images", "members", "prediction", "recipe", "validation_fit"}
+    | {"search"},
     # 5: what wires a command together
     {"assessment", "benchmarks", "comparison", "experiment", "exporting", "served_model"},
     # 6: many runs as one
