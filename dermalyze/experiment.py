@@ -16,12 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dermalyze.checkpoint_file import BEST, remove_leftovers
-from dermalyze.compute import (
-    choose_device,
-    choose_precision,
-    numerics,
-    set_threads,
-)
+from dermalyze.compute import choose_device, choose_precision, numerics, set_threads
 from dermalyze.config import raise_problems
 from dermalyze.data.batches import ImageStore, open_store
 from dermalyze.data.decode import PreprocessSpec
