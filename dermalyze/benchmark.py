@@ -16,7 +16,7 @@ logger = logging.getLogger("dermalyze")
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measure the parts that were asked for; print their tables and write a JSON file for each."""
-    from dermalyze.benchmarks import cache, startup
+    from dermalyze.benchmarks import cache, startup, tracking
     from dermalyze.benchmarks.timing import Report
     from dermalyze.files import write_json
     from dermalyze.run_folder import software
@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     measures: dict[str, Callable[..., Report]] = {
         "startup": startup.measure,
         "cache": cache.measure,
+        "tracking": tracking.measure,
     }
     folder = Path(config["output"])
     folder.mkdir(parents=True, exist_ok=True)

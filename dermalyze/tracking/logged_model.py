@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def _begun(client: MlflowClient, run_id: str, sha256: str) -> LoggedModel | None
 def _save(
     folder: Path, model: LoggedModel, run_id: str, checkpoint: Path, code: Path, header: Header
 ) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _packages_not_listed():
         warnings.simplefilter("ignore")  # of MLflow's own types and tables
         import mlflow.pyfunc  # in full: `from mlflow import pyfunc` loads it at its first use
         from mlflow.models import Model
@@ -167,3 +168,20 @@ def _save(
                 model_uuid=model.model_id,
             ),
         )
+
+
+@contextmanager
+def _packages_not_listed() -> Iterator[None]:
+    """Spare seconds in which MLflow lists the files of every package that is installed.
+
+    It would look up what each of the requirements is called when it is imported, to warn of
+    versions that are not installed; the requirements name those that are.
+    """
+    from mlflow.utils import requirements_utils
+
+    kept = requirements_utils._MODULES_TO_PACKAGES
+    requirements_utils._MODULES_TO_PACKAGES = {}
+    try:
+        yield
+    finally:
+        requirements_utils._MODULES_TO_PACKAGES = kept

@@ -173,3 +173,62 @@ def test_a_registered_model_is_served(trained, evaluated, files, python, tiny, t
         assert refused.status_code == 400
         assert re.search("1 of 2 images.*image 1: .*neither JPEG", refused.json()["message"])
         assert asked([{"picture": ""}]).status_code == 400
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1200)
+def test_eight_runs_at_once_against_a_server(tiny, python, phantoms, tmp_path):
+    """None fails, no metric is lost, each is a version of one model; then one is fetched back."""
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    options = ("--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", "kept")
+    with server(tmp_path, store, "server", "--backend-store-uri", store, *options) as where:
+        train = [sys.executable, "-m", "dermalyze.train", *tiny, "tracking.register_as=lesions"]
+        # Drawn and decoded once, by a run of its own.
+        python(*train[1:], "training.epochs=1", "hydra.run.dir=first", "tracking=none")
+        processes = [
+            subprocess.Popen(
+                [
+                    *train,
+                    f"hydra.run.dir=run{seed}",
+                    f"training.seed={seed}",
+                    f"tracking.uri={where}",
+                ],
+                cwd=tmp_path,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for seed in range(8)
+        ]
+        said = [process.communicate()[0] for process in processes]
+        client = MlflowClient(tracking_uri=where)
+        models = set()
+        for seed, (process, text) in enumerate(zip(processes, said, strict=True)):
+            assert process.returncode == 0, text
+            assert "tracking:" not in text, text
+            folder = tmp_path / f"run{seed}"
+            _, run_id = identity_of(folder)
+            run = client.get_run(run_id)
+            assert run.info.status == "FINISHED"
+            models.add(run.data.tags["dermalyze.checkpoint"])
+            for record in json.loads((folder / "training_history.json").read_text()):
+                for name, value in record.items():
+                    points = client.get_metric_history(run_id, name)
+                    found = [point.value for point in points if point.step == record["epoch"]]
+                    assert found == ([] if value is None else [value]), name
+        versions = client.search_model_versions("name='lesions'")
+        assert sorted(int(version.version) for version in versions) == list(range(1, 9))
+        places = {re.search("m-[0-9a-f]{32}", version.source)[0] for version in versions}
+        assert places == models
+
+        evaluate = ("-m", "dermalyze.evaluate", f"tracking_uri={where}", "device=cpu")
+        python(*evaluate, "checkpoint=run3", "output=before", "track=false")
+        (tmp_path / "run3").rename(tmp_path / "moved")
+        address = f"checkpoint=runs:/{identity_of(tmp_path / 'moved')[1]}"
+        done = python(*evaluate, address, f"data.root={phantoms}", "output=after")
+        assert "is not here" in done.stdout
+        before, after = (
+            pd.read_csv(tmp_path / name / "predictions.csv") for name in ("before", "after")
+        )
+        pd.testing.assert_frame_equal(before, after)

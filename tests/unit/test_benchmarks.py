@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermalyze.benchmarks import cache
+from dermalyze.benchmarks import cache, tracking
 from dermalyze.benchmarks.cache import CACHE, LOOP, rates, write_photographs
 from dermalyze.benchmarks.timing import in_turns, spread
 from dermalyze.data import cache_build
@@ -81,3 +81,31 @@ def test_every_counted_build_decodes_every_file(monkeypatch: pytest.MonkeyPatch)
     assert built["ratio"] == loop["median"] / built["median"]
     assert "5 JPEG files of 64 x 48" in report.title
     assert [line.startswith((LOOP, CACHE)) for line in report.table] == [False, True, True]
+
+
+def test_shares_of_tracking_by_hand():
+    """Medians of three runs, each part its own; 2 epochs of 50 s."""
+    runs = [
+        {"begin": 1.0, "epochs": 0.2, "end": 0.5, "cpu": 1.0},
+        {"begin": 3.0, "epochs": 0.4, "end": 0.1, "cpu": 3.0},
+        {"begin": 2.0, "epochs": 0.6, "end": 0.3, "cpu": 2.0},
+    ]
+    (row,) = tracking.shares({"kind": runs}, epochs=2, training=100.0)
+    assert row["what"] == "kind"
+    assert (row["begin"], row["epoch"], row["end"]) == (2.0, 0.2, 0.3)
+    assert row["total"] == pytest.approx(2.9)  # of 1.7, 3.5 and 2.9
+    assert row["share"] == pytest.approx(0.029)
+    assert (row["cpu"], row["cpu_share"]) == (2.0, 0.02)
+
+
+@pytest.mark.thorough
+def test_tracking_is_measured_on_runs_that_are_recorded():
+    report = tracking.measure(
+        repeats=1, epochs=2, seconds_per_epoch=100.0, checkpoint_megabytes=0.1
+    )
+    file, model = report.numbers["tracking"]
+    assert report.numbers["training_seconds"] == 200.0
+    for row in (file, model):
+        assert 0 < row["begin"] + 2 * row["epoch"] + row["end"] == pytest.approx(row["total"])
+        assert 0 < row["cpu"] <= row["total"] + 0.5
+    assert model["end"] > file["end"]  # it records more

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.utils import requirements_utils
 from omegaconf import OmegaConf
 
 from dermalyze.checkpoint_file import BEST, read_checkpoint, write_checkpoint
@@ -212,6 +213,19 @@ def test_a_model_holds_one_copy_of_the_checkpoint_and_no_pickle(uri: str, tmp_pa
     assert f"torch=={metadata.version('torch').partition('+')[0]}" in needed
     for name in ("requirements.txt", "conda.yaml", "python_env.yaml", "MLmodel"):
         assert "http" not in (model.parent / name).read_text(), name
+
+
+def test_a_model_is_made_without_listing_all_packages(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes longer than all the rest of recording a run."""
+    monkeypatch.setattr("importlib_metadata.packages_distributions", pytest.fail)
+    monkeypatch.setattr("mlflow.utils.requirements_utils._MODULES_TO_PACKAGES", None)
+    folder = a_run(tmp_path, uri, log_model=True)
+    assert caplog.text == ""
+    assert len(list((tmp_path / "mlartifacts").rglob("MLmodel"))) == 1
+    assert requirements_utils._MODULES_TO_PACKAGES is None
+    assert fetched(f"runs:/{run_id(folder)}", uri, tmp_path) == folder
 
 
 def test_the_same_checkpoint_is_logged_and_registered_once(uri: str, tmp_path: Path) -> None:

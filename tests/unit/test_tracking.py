@@ -577,57 +577,71 @@ def test_a_damaged_database_does_not_stop_training(
     assert "file is not a database" in warning
 
 
-OPEN_A_FRESH_STORE = """
-import sys, time
+AT_ONCE = """
+import os, sys, traceback
 from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store  # so that all open the store at the same moment
+import mlflow.store.tracking.sqlalchemy_store  # once, so that all open the store at one moment
 from dermalyze.tracking.mlflow_tracker import MlflowTracker
 from dermalyze.tracking.run_lock import run_lock
 from dermalyze.tracking.tracker import tracked
-uri, folder = sys.argv[1], Path(sys.argv[2])
-Path(folder / "waiting").touch()
-while not (folder.parent / "go").exists():
-    time.sleep(0.01)
-tracker = MlflowTracker(uri=uri, experiment="skin", log_model=False, register_as=None)
-with run_lock(folder), tracked(
-    tracker, name=folder.name, folder=folder, parameters={"n": folder.name}, tags={}, history=[]
-):
-    for epoch in range(1, 11):
-        tracker.log_metrics({"epoch": epoch, "val/loss": 1 / epoch}, step=epoch)
+
+uri, folders = sys.argv[1], [Path(folder) for folder in sys.argv[2:]]
+wait, go = os.pipe()
+children = []
+for folder in folders:
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(go)
+        os.read(wait, 1)  # until the last of them is there
+        try:
+            tracker = MlflowTracker(uri=uri, experiment="skin", log_model=False, register_as=None)
+            with run_lock(folder), tracked(
+                tracker,
+                name=folder.name,
+                folder=folder,
+                parameters={f"p{number}": folder.name for number in range(30)},
+                tags={},
+                history=[],
+            ):
+                for epoch in range(1, 11):
+                    values = {f"val/{number}": number / epoch for number in range(5)}
+                    tracker.log_metrics({"epoch": epoch, **values}, step=epoch)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        sys.stderr.flush()
+        os._exit(0)
+os.close(go)
+sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """
 
 
-@pytest.mark.slow
-def test_four_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}"
-    folders = [a_folder(tmp_path, f"run{number}") for number in range(4)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN_A_FRESH_STORE, uri, str(folder)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder in folders
-    ]
-    for _ in range(1200):
-        if all((folder / "waiting").exists() for folder in folders):
-            break
-        time.sleep(0.1)
-    (tmp_path / "go").touch()
-    outputs = [process.communicate()[1] for process in processes]
-    for process, said in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, said
-        assert "Traceback" not in said
-        assert "tracking:" not in said  # no warning: nothing had to be kept for later
-
-    expected = [(epoch, 1 / epoch) for epoch in range(1, 11)]
+def runs_at_once(uri: str, parent: Path, count: int) -> None:
+    """Start runs in as many processes at one moment; hold that each is recorded whole."""
+    folders = [a_folder(parent, f"run{number}") for number in range(count)]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, uri, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "tracking:" not in done.stderr  # no warning: nothing had to be kept for later
     for folder in folders:
         run = run_of(uri, folder)
         assert run.info.status == "FINISHED"
-        assert run.data.params == {"n": folder.name}
-        assert steps_and_values(uri, folder, "val/loss") == expected
+        assert run.data.params == {f"p{number}": folder.name for number in range(30)}
+        for number in range(5):
+            expected = [(epoch, number / epoch) for epoch in range(1, 11)]
+            assert steps_and_values(uri, folder, f"val/{number}") == expected
     experiments = MlflowClient(tracking_uri=uri).search_experiments()
     assert sorted(experiment.name for experiment in experiments) == ["Default", "skin"]
+
+
+@pytest.mark.slow
+def test_eight_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
+    runs_at_once(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}", tmp_path, 8)
 
 
 # The run's folder belongs to one process
