@@ -29,6 +29,7 @@ from dermalyze.distributed import Ranks, joined, rank_problems
 from dermalyze.engine.checkpoints import NoCheckpoints, RunCheckpoints
 from dermalyze.engine.interruption import Interruption
 from dermalyze.engine.loop import fit
+from dermalyze.engine.profile import traced
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.errors import CheckpointError
 from dermalyze.evaluation.fit_analysis import FIT, fit_analysis
@@ -243,7 +244,7 @@ def _train(
             "disclaimer": DISCLAIMER,
         },
         history=state.history,
-    ):
+    ), traced(step, folder) if training["profile"] and ranks.is_writer else nullcontext():
         fit(
             state,
             training_step=step,

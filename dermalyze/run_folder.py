@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "training.checkpoint_every_steps",
     "training.device",
     "training.evaluation_batch_size",
+    "training.profile",
     "training.rank_timeout",
     "training.resume",
     "training.threads",

@@ -61,6 +61,7 @@ class Training(_Part):
     average_last_epochs: int | None = Field(ge=1)
     checkpoint_every_steps: int | None = Field(ge=1)
     check_every_steps: int = Field(ge=1)
+    profile: bool
     resume: str | None
     allow_double_correction: bool
 
@@ -171,21 +172,12 @@ class CacheBenchmark(_Part):
     image_size: int = Field(ge=16, le=4096)
 
 
-class TrackingBenchmark(_Part):
-    """`tracking.*` of `benchmark`: the run that is recorded."""
-
-    epochs: int = Field(ge=1)
-    seconds_per_epoch: float = Field(gt=0)
-    checkpoint_megabytes: float = Field(gt=0)
-
-
 class Benchmark(_Part):
     """The whole configuration of `python -m dermalyze.benchmark`."""
 
-    parts: list[Literal["startup", "cache", "tracking"]] = Field(min_length=1)
+    parts: list[Literal["startup", "cache"]] = Field(min_length=1)
     repeats: int = Field(ge=1)
     cache: CacheBenchmark
-    tracking: TrackingBenchmark
     output: str
     paths: OutputPath
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.profiler import record_function
 
 from dermalyze.augmentation.mixing import Mixing
 from dermalyze.compute import Precision, seed_network
@@ -61,6 +62,9 @@ class TrainingStep:
         grad_clip: largest L2 norm of all gradients together; None leaves them.
         seed: the run's seed.
         ranks: who share each batch.
+
+    Attributes:
+        after_step: called at the end of each step; a profiler counts them by it.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class TrainingStep:
         self.seed = seed
         self.ranks = ranks
         self.maps: FrozenMaps | None = None
+        self.after_step: Callable[[], object] = nothing
 
     def __call__(self, state: TrainState, window: Sequence[np.ndarray], first_batch: int) -> None:
         """Do the step that is due and record its loss; nothing is read back from the device.
@@ -123,21 +128,25 @@ class TrainingStep:
                 loss, correct = self._forward(
                     state, rows_B, first_batch + offset, share.positions_B
                 )
-                with statistics_kept(state.model) if self.recomputes else nullcontext():
+                kept = statistics_kept(state.model) if self.recomputes else nullcontext()
+                with kept, record_function("backward"):
                     # The ranks' gradients are averaged, but belong to parts that add up.
                     state.scaler.scale(loss * (part * self.ranks.size)).backward()
             state.step_losses_S[state.step] += loss.detach() * part
             state.step_correct_S[state.step] += correct * (share.images > 0)
         if self.ranks.size > 1:
             self._agree(state, own_part)
-        if self.grad_clip is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
+        with record_function("optimizer"):
+            if self.grad_clip is not None:
+                state.scaler.unscale_(state.optimizer)
+                nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
         if state.ema is not None:
-            state.ema.update(state.model, step=state.global_step)
+            with record_function("average"):
+                state.ema.update(state.model, step=state.global_step)
+        self.after_step()
 
     def begin_epoch(self, state: TrainState, rows_N: np.ndarray) -> None:
         """Let the loss become that of the state's epoch, and do beforehand what its stage allows.
@@ -197,15 +206,17 @@ class TrainingStep:
         model: Callable[..., torch.Tensor]
         if self.maps is None:
             model = state.training_model
-            inputs, target_BK = self._batch(rows_B, state.epoch, batch, positions_B)
+            with record_function("input"):
+                inputs, target_BK = self._batch(rows_B, state.epoch, batch, positions_B)
         else:
             model = self.maps.classify
             inputs, target_BK = self.maps.inputs(rows_B), self._targets(rows_B)
         seed_network(self.seed, Purpose.NETWORK, state.epoch, batch, *rank)
-        with self.precision.autocast():
-            logits_BK = model(*inputs)
-        # Losses are taken in float32: their logarithms lose too much in half precision.
-        loss: torch.Tensor = self.loss(logits_BK.float(), target_BK)
+        with record_function("forward"):
+            with self.precision.autocast():
+                logits_BK = model(*inputs)
+            # Losses are taken in float32: their logarithms lose too much in half precision.
+            loss: torch.Tensor = self.loss(logits_BK.float(), target_BK)
         # Of a mixture, the class with the larger part counts as the true one.
         correct = (logits_BK.detach().argmax(1) == target_BK.argmax(1)).sum()
         return loss, correct
@@ -234,6 +245,10 @@ class TrainingStep:
             images_BCHW, target_BK = mix.images(images_BCHW), mix.rows(target_BK)
             metadata = [mix.rows(metadata_BM) for metadata_BM in metadata]
         return (images_BCHW, *metadata), target_BK
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @contextmanager
