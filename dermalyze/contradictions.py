@@ -26,6 +26,7 @@ def contradictions(run: Node) -> list[str]:
         *_stored_size(run),
         *_optimizer(run),
         *_stages(run),
+        *_tracking(run),
     ]
 
 
@@ -135,3 +136,19 @@ def _stages(run: Node) -> Iterator[str]:
         yield str(error.__cause__)
     except DermalyzeError as error:
         yield str(error)
+
+
+def _tracking(run: Node) -> Iterator[str]:
+    name = run["tracking"].get("register_as")
+    if name is None:
+        return
+    if not run["tracking"]["log_model"]:
+        yield (
+            f"tracking.register_as={name} with tracking.log_model=false: a mere file cannot be "
+            "registered. Leave one of them out"
+        )
+    if not name or set(name) & set("/:"):
+        yield (
+            f"tracking.register_as={name}: MLflow takes no name that is empty or has a / or : in "
+            "it. Use another one"
+        )

@@ -46,6 +46,11 @@ def run(*overrides: str) -> dict[str, Any]:
             "training images of 96 pixels would leave out pixels of it",
         ),
         (["data.cache_size=225", "augmentation=none"], "without geometry: only its warp changes"),
+        (
+            ["tracking.register_as=a", "tracking.log_model=false"],
+            "a mere file cannot be registered",
+        ),
+        (["tracking.register_as=a/b"], "tracking.register_as=a/b: MLflow takes no name"),
         (["~optimizer.weight_decay"], "optimizer.weight_decay: missing"),
         (["stages=two", "training.epochs=5"], "stages.head.epochs=5"),
         (["stages=two", "stages.whole.epochs=9"], "share out the run's epochs"),
