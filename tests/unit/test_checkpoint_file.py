@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from dermalyze.checkpoint_file import (
     FORMAT_VERSION,
     previous_of,
     read_checkpoint,
+    read_seal,
     write_checkpoint,
 )
 from dermalyze.errors import CheckpointError
@@ -227,6 +229,24 @@ def test_a_header_nested_too_deeply_is_refused(path):
     save_file({}, path, metadata={"dermalyze": sealed})
     with pytest.raises(CheckpointError, match="without the header 'dermalyze'"):
         read_checkpoint(path)
+
+
+def test_a_seal_tells_checkpoints_apart_without_their_tensors(path, monkeypatch):
+    header = {"kind": "best", "epoch": 3}
+    write_checkpoint(path, {"a": torch.arange(3.0)}, header)
+    monkeypatch.setattr("dermalyze.checkpoint_file._digest", pytest.fail)  # nothing is summed up
+    seal = read_seal(path)
+    assert seal.header == {"format_version": FORMAT_VERSION, **header}
+    text = json.dumps(seal.header, sort_keys=True)
+    expected = hashlib.sha256(text.encode() + b"\na torch.float32 (3,)\n")
+    expected.update(np.arange(3, dtype=np.float32).tobytes())
+    assert (seal.text, seal.sha256) == (text, expected.hexdigest())
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        read_seal(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        read_seal(path)
 
 
 def test_a_newer_format_is_refused(path):
