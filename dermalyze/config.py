@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import ConfigError, nearest
@@ -70,7 +72,8 @@ def sweep_folder(resume: str | None, fresh: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make the resolvers of `conf/` known to OmegaConf; safe to call again."""
+    """Make Hydra read `conf/` as it is meant: its resolvers, its launchers; safe to call again."""
+    _prefer_own_launchers()
     OmegaConf.register_new_resolver("dermalyze.run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("dermalyze.sweep_folder", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("dermalyze.parallel_jobs", parallel_jobs, replace=True)
@@ -82,6 +85,17 @@ def register_resolvers() -> None:
         lambda resume: ".hydra" if resume is None else ".hydra_resumed",
         replace=True,
     )
+
+
+def _prefer_own_launchers() -> None:
+    """Let `conf/hydra/launcher` stand for what launchers' packages store under the same names.
+
+    Hydra would take those for schemas of ours, and warn of it at each use.
+    """
+    Plugins.instance()  # finds the packages, which then store their options
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    for path in (CONF_DIR / "hydra" / "launcher").glob("*.yaml"):
+        stored.pop(path.name, None)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -64,6 +64,12 @@ def read_job(folder: Path) -> Job | None:
     return Job(**json.loads((folder / JOB).read_text(encoding="utf-8")))
 
 
+def is_twin(folder: Path) -> bool:
+    """Return whether the folder is of a job that another is run for, and so holds no run."""
+    job = read_job(folder)
+    return job is not None and job.status == "twin"
+
+
 def jobs_of(sweep: Path) -> list[Job]:
     """Return the records of the jobs that were begun or stood in line, by their numbers."""
     found = [read_job(path.parent) for path in sweep.glob(f"*/{JOB}")]

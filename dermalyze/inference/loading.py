@@ -25,7 +25,7 @@ from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError, DataError
 from dermalyze.inference.onnx_file import ONNX, OnnxNetwork, read_onnx
 from dermalyze.models.classifier import Classifier
-from dermalyze.sweep_folder import ENSEMBLE
+from dermalyze.sweep_folder import ENSEMBLE, is_twin
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def best_checkpoints(checkpoint: str | Sequence[str]) -> list[Path]:
     if folder.suffix == ".yaml":
         return [best_checkpoint(str(folder.parent / name)) for name in _listed(folder)]
     jobs = [job for job in folder.glob("*") if job.name.isdigit() and job.is_dir()]
+    jobs = [job for job in jobs if not is_twin(job)]
     if not jobs or (folder / BEST).exists():
         return [best_checkpoint(checkpoint)]
     return [best_checkpoint(str(job)) for job in sorted(jobs, key=lambda job: int(job.name))]
