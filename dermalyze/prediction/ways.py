@@ -12,11 +12,12 @@ from typing import Any
 
 import hydra
 import numpy as np
+from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.config import CONF_DIR, check_targets
-from dermalyze.errors import ConfigError
+from dermalyze.errors import ConfigError, DermalyzeError
 from dermalyze.evaluation.conformal import METHODS
 from dermalyze.inference.ensemble import Candidates, Ensemble
 from dermalyze.inference.identity import run_of, trained_as, way_of
@@ -46,7 +47,6 @@ class Way:
     why_no_fit: str | None
 
 
-@cache
 def defaults() -> Node:
     """Return `conf/predict.yaml`, composed; what must be given is absent."""
     return _composed("predict")
@@ -158,12 +158,20 @@ def _option(group: str, name: str | None, changes: Node) -> Any:
         node = _composed(f"{group}/{name}")[group]
     node = {**node, **changes}
     check_targets({group: node})
-    return instantiate(node, _convert_="all")
+    try:
+        return instantiate(node, _convert_="all")
+    except HydraException as error:  # Hydra's words around what the user can mend
+        raise (error.__cause__ if isinstance(error.__cause__, DermalyzeError) else error) from None
+
+
+def _composed(config_name: str) -> Node:
+    container: Node = OmegaConf.to_container(_read(config_name), resolve=True)  # type: ignore[assignment]
+    return container
 
 
 @cache
-def _composed(config_name: str) -> Node:
+def _read(config_name: str) -> DictConfig:
+    """Return a config whose interpolations are not resolved: the environment may change."""
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        cfg = hydra.compose(config_name)
-    container: Node = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return container
+        cfg: DictConfig = hydra.compose(config_name)
+    return cfg
