@@ -161,27 +161,6 @@ class Preparation(_Part):
     paths: Paths
 
 
-class CacheBenchmark(_Part):
-    """`cache.*` of `benchmark`: the JPEG files to build a cache of, and its images' size."""
-
-    images: int = Field(ge=1)
-    width: int = Field(ge=32)
-    height: int = Field(ge=32)
-    quality: int = Field(ge=1, le=95)
-    noise: float = Field(ge=0)
-    image_size: int = Field(ge=16, le=4096)
-
-
-class Benchmark(_Part):
-    """The whole configuration of `python -m dermalyze.benchmark`."""
-
-    parts: list[Literal["startup", "cache"]] = Field(min_length=1)
-    repeats: int = Field(ge=1)
-    cache: CacheBenchmark
-    output: str
-    paths: OutputPath
-
-
 class ShownAugmentation(_Part):
     """The whole configuration of `python -m dermalyze.show_augmentation`."""
 

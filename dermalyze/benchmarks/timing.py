@@ -12,6 +12,14 @@ from tqdm import tqdm
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Peers to draw: the unit of their rates, and rows as `rates.rate_rows` returns them."""
+
+    unit: str
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Report:
     """What one part found.
 
@@ -19,11 +27,13 @@ class Report:
         title: what was compared, on one line.
         table: lines for the screen.
         numbers: for the part's JSON file.
+        bars: for its picture; None: it has none.
     """
 
     title: str
     table: Sequence[str]
     numbers: Mapping[str, Any]
+    bars: Bars | None = None
 
 
 def in_turns(

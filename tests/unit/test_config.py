@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel
 
+from dermalyze.benchmarks.schema import Benchmark
 from dermalyze.config import (
     CONF_DIR,
     RUN_TIME_ARGUMENTS,
@@ -26,7 +27,6 @@ from dermalyze.errors import ConfigError
 from dermalyze.exporting.schema import Export
 from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.schema import (
-    Benchmark,
     Comparison,
     Evaluation,
     Preparation,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from dermalyze.benchmarks.schema import Benchmark
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.exporting.schema import Export
 from dermalyze.schema import (
-    Benchmark,
     Comparison,
     Evaluation,
     Prediction,

@@ -36,9 +36,10 @@ FLOORS = (
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
     {"judged_images", "members", "prediction", "recipe", "validation_fit"}
+    | {"exporting"}
     | {"search"},
     # 5: what wires a command together
-    {"assessment", "benchmarks", "comparison", "experiment", "exporting", "served_model"},
+    {"assessment", "benchmarks", "comparison", "experiment", "exporting.export_run", "served_model"},
     # 6: many runs as one
     {"sweeps"},
     # 7: what commands share

@@ -1,0 +1,136 @@
+"""Evaluation: views of an image as one batch, and what is not a forward pass."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from dermalyze.benchmarks.composing import composed
+from dermalyze.benchmarks.input import cached_store
+from dermalyze.benchmarks.photographs import photographs
+from dermalyze.benchmarks.rates import rate_rows, rate_table
+from dermalyze.benchmarks.timing import Bars, Report, in_turns
+from dermalyze.benchmarks.training import labels_of, our_training
+from dermalyze.compute import Precision
+from dermalyze.config import CONF_DIR, plain
+from dermalyze.inference.forward import predict_probabilities, predict_views
+from dermalyze.inference.views import SYMMETRIES, Views
+from dermalyze.reporting.results import results
+from dermalyze.reporting.written import write_evaluation
+from dermalyze.taxonomy import HAM10000_CODES
+
+ONE_BY_ONE, TOGETHER = "one image and view at a time", "all views of images in one batch"
+
+
+def measure(
+    *, repeats: int, backbone: str, image_size: int, batch_size: int, images: int
+) -> Report:
+    """Time eight views of each image, and all that follows a plain forward pass.
+
+    What follows: metrics, intervals, subgroups, figures and the page, as `evaluate` makes them,
+    against the forward passes of the same images without views. Calibration and sets, which are
+    fitted once a run, are left out.
+
+    Args:
+        repeats: how often each is timed.
+        backbone: timm's name; its weights are random.
+        image_size: pixels.
+        batch_size: pictures.
+        images: how many are evaluated.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = photographs(Path(folder), images=images)
+        store = cached_store(paths, Path(folder) / "cache", image_size=image_size)
+        state, _ = our_training(
+            store, backbone=backbone, image_size=image_size, options=["augmentation=none"]
+        )
+        precision = Precision(torch.device("cpu"), None)
+        views: Views = instantiate(OmegaConf.load(CONF_DIR / "tta" / "medium.yaml"))
+        few_N = np.arange(min(images, batch_size))
+
+        def one_by_one() -> None:
+            with torch.inference_mode():
+                for row in np.array_split(few_N, len(few_N)):
+                    for symmetry in SYMMETRIES.values():
+                        state.model(symmetry(store.batch(row)))
+
+        def together() -> None:
+            predict_views(
+                state.model, store, few_N, views=views, batch_size=batch_size, precision=precision
+            )
+
+        state.model.eval()
+        peers: dict[str, Callable[[], object]] = {ONE_BY_ONE: one_by_one, TOGETHER: together}
+        seconds = in_turns(peers, repeats=repeats, title="evaluate", between=lambda: None)
+        rows = rate_rows(seconds, images=len(few_N), yardstick=ONE_BY_ONE)
+
+        started = time.perf_counter()
+        probs_NK = predict_probabilities(
+            state.model, store, np.arange(images), batch_size=batch_size, precision=precision
+        )
+        forward = time.perf_counter() - started
+        outside = seconds_of_report(probs_NK, paths, Path(folder) / "evaluation")
+    share = outside / (forward + outside)
+    title = (
+        f"evaluation with {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
+        f"{len(views)} views, {repeats} runs each"
+    )
+    table = rate_table(rows)
+    table.append(
+        f"of {images} images without views: {forward:.1f} s forward, {outside:.1f} s all that "
+        f"follows, {share:.1%} of both"
+    )
+    numbers = {"evaluate": rows, "forward": forward, "outside": outside, "share": share}
+    return Report(title, table, numbers, Bars("images/s, 8 views each", rows))
+
+
+def seconds_of_report(probs_NK: np.ndarray, paths: list[Path], folder: Path) -> float:
+    """Return how long metrics, intervals, figures and the page of some predictions take."""
+    labels_N = labels_of(len(probs_NK))
+    frame = pd.DataFrame(
+        {
+            "image_id": [path.stem for path in paths],
+            "lesion_id": [f"lesion {number // 2}" for number in range(len(paths))],
+            "dx": np.array(HAM10000_CODES)[labels_N],
+            "dx_type": np.array(["histo", "follow_up"])[labels_N % 2],
+            "age": labels_N * 10.0 + 20,
+            "sex": np.array(["male", "female"])[labels_N % 2],
+            "localization": np.array(["back", "face", "foot"])[labels_N % 3],
+            "dataset": "drawn",
+            "path": [str(path) for path in paths],
+        }
+    )
+    config: Any = plain(composed("evaluate", ["checkpoint=none"]))
+    started = time.perf_counter()
+    found = results(
+        labels_N,
+        probs_NK,
+        frame,
+        HAM10000_CODES,
+        config=config,
+        fitted=None,
+        why_not_fitted="not part of this measurement",
+    )
+    about: dict[str, Any] = {
+        "split": "test",
+        "data": "drawn",
+        "leakage": None,
+        "tta": {"name": "off", "views": ["identity"], "aggregation": "mean"},
+        "ensemble": None,
+        "members": [],
+        "logit_adjustment": None,
+        "metadata_known": {},
+    }
+    write_evaluation(
+        folder, labels_N, probs_NK, frame, HAM10000_CODES, unsure={}, found=found, about=about
+    )
+    return time.perf_counter() - started

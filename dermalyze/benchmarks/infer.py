@@ -1,0 +1,140 @@
+"""Inference in batches of several sizes: torch as it comes, ours, and our exports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from dermalyze.benchmarks.rates import rate_rows, rate_table
+from dermalyze.benchmarks.timing import Bars, Report, in_turns
+from dermalyze.benchmarks.training import CLASSES, our_training, random_store
+from dermalyze.compute import Precision
+from dermalyze.config import CONF_DIR
+from dermalyze.data.batches import ImageStore
+from dermalyze.data.decode import PreprocessSpec
+from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.exporting.graph import onnx_graph
+from dermalyze.exporting.int8 import Int8, quantised
+from dermalyze.inference.forward import predict_probabilities
+from dermalyze.inference.loading import TrainedModel, onnx_model
+from dermalyze.inference.onnx_file import IMAGES
+from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
+
+EAGER, OURS, FLOAT, INT8 = "eager, contiguous", "ours", "our ONNX, float32", "our ONNX, int8"
+MOST_BATCHES = 8
+
+
+def measure(
+    *,
+    repeats: int,
+    backbone: str,
+    image_size: int,
+    batch_sizes: Sequence[int],
+    calibration_images: int,
+) -> Report:
+    """Time the forward passes from uint8 images to probabilities, for each batch size.
+
+    Weights are random: how well int8 agrees is for `export` to find out, and here every layer of
+    its operators is quantised.
+
+    Args:
+        repeats: how often each is timed.
+        backbone: timm's name.
+        image_size: pixels.
+        batch_sizes: images shown at once.
+        calibration_images: of noise.
+    """
+    largest = max(*batch_sizes, calibration_images)
+    store = random_store(largest, image_size=image_size)
+    networks = models(store, backbone, image_size=image_size, calibration_images=calibration_images)
+    rows: list[dict[str, Any]] = []
+    for size in batch_sizes:
+        images = size * math.ceil(min(MOST_BATCHES, largest / size))
+        peers: dict[str, Callable[[], object]] = {
+            f"batch {size}, {name}": partial(predict, network, store, images, batch_size=size)
+            for name, network in networks.items()
+        }
+        seconds = in_turns(peers, repeats=repeats, title=f"batch {size}", between=lambda: None)
+        rows += rate_rows(seconds, images=images, yardstick=f"batch {size}, {EAGER}")
+    title = (
+        f"inference of {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
+        f"{repeats} runs each; ratios to eager at the same batch size"
+    )
+    return Report(title, rate_table(rows), {"infer": rows}, Bars("images/s", rows))
+
+
+def predict(model: nn.Module, store: ImageStore, images: int, *, batch_size: int) -> None:
+    """Predict so many images; where there are fewer, they are taken again."""
+    rows_N = np.arange(images) % len(store)
+    precision = Precision(torch.device("cpu"), None)
+    predict_probabilities(model, store, rows_N, batch_size=batch_size, precision=precision)
+
+
+class Eager(nn.Module):
+    """timm's own network with its classifier in torch's own memory format, normalised before."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.network: Any = timm.create_model(backbone, num_classes=CLASSES)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return logits_BK for uint8 images."""
+        scaled_BCHW = images_BCHW.float().contiguous() / 255
+        logits_BK: torch.Tensor = self.network((scaled_BCHW - 0.5) / 0.25)
+        return logits_BK
+
+
+def models(
+    store: ImageStore, backbone: str, *, image_size: int, calibration_images: int
+) -> dict[str, nn.Module]:
+    """Return the networks to compare, in eval mode."""
+    options = ["augmentation=none"]
+    state, _ = our_training(store, backbone=backbone, image_size=image_size, options=options)
+    again, _ = our_training(store, backbone=backbone, image_size=image_size, options=options)
+    trained = TrainedModel(
+        description=None,
+        classes=HAM10000_CODES,
+        preprocess=PreprocessSpec(image_size=image_size),
+        encoding=MetadataEncoding(columns=(), age=(0.0, 1.0), categories={}),
+        header={"disclaimer": DISCLAIMER},
+        path=Path(backbone),
+        model=again.model.eval(),
+    )
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "export.yaml"))
+    graph = onnx_graph(trained, opset=config["opset"])
+
+    def network(graph: Any) -> nn.Module:
+        return onnx_model(graph.SerializeToString(), trained).model
+
+    def probabilities(graph: Any) -> np.ndarray:
+        rows_N, precision = np.arange(1), Precision(torch.device("cpu"), None)
+        return predict_probabilities(
+            network(graph), store, rows_N, batch_size=1, precision=precision
+        )
+
+    int8 = quantised(
+        graph,
+        [
+            {IMAGES: np.ascontiguousarray(store.batch(np.array([row])).numpy())}
+            for row in range(calibration_images)
+        ],
+        options=replace(Int8(**config["int8"]), method="minmax"),
+        probabilities=probabilities,
+        why_not=lambda graph: None,
+    )
+    return {
+        EAGER: Eager(backbone).eval(),
+        OURS: state.model.eval(),
+        FLOAT: network(graph),
+        INT8: network(int8.graph),
+    }

@@ -1,0 +1,88 @@
+"""The configuration of `python -m dermalyze.benchmark`; values stand in `conf/benchmark.yaml`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dermalyze.schema import OutputPath
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CacheBenchmark(_Part):
+    """`cache.*`: the JPEG files to build a cache of, and its images' size."""
+
+    images: int = Field(ge=1)
+    width: int = Field(ge=32)
+    height: int = Field(ge=32)
+    quality: int = Field(ge=1, le=95)
+    noise: float = Field(ge=0)
+    image_size: int = Field(ge=16, le=4096)
+
+
+class TrackingBenchmark(_Part):
+    """`tracking.*`: the run that is recorded."""
+
+    epochs: int = Field(ge=1)
+    seconds_per_epoch: float = Field(gt=0)
+    checkpoint_megabytes: float = Field(gt=0)
+
+
+class InputBenchmark(_Part):
+    """`input.*`: how many files, and the batches that they become."""
+
+    images: int = Field(ge=1)
+    image_size: int = Field(ge=16, le=4096)
+    batch_size: int = Field(ge=1)
+
+
+class StepBenchmark(_Part):
+    """`step.*`: the network and its batches."""
+
+    backbone: str
+    image_size: int = Field(ge=32, le=4096)
+    batch_size: int = Field(ge=7)  # each class is in it
+
+
+class EpochBenchmark(StepBenchmark):
+    """`epoch.*`: how many images make an epoch, and the worker counts of a DataLoader to try."""
+
+    images: int = Field(ge=2)
+    workers: list[int] = Field(min_length=1)
+
+
+class InferBenchmark(_Part):
+    """`infer.*`: the network, and how many images it is shown at once."""
+
+    backbone: str
+    image_size: int = Field(ge=32, le=4096)
+    batch_sizes: list[int] = Field(min_length=1)
+    calibration_images: int = Field(ge=1)
+
+
+class EvaluateBenchmark(StepBenchmark):
+    """`evaluate.*`: the images that are evaluated."""
+
+    images: int = Field(ge=28)
+
+
+class Benchmark(_Part):
+    """The whole configuration."""
+
+    parts: list[
+        Literal["startup", "cache", "tracking", "input", "step", "epoch", "infer", "evaluate"]
+    ] = Field(min_length=1)
+    repeats: int = Field(ge=1)
+    cache: CacheBenchmark
+    tracking: TrackingBenchmark
+    input: InputBenchmark
+    step: StepBenchmark
+    epoch: EpochBenchmark
+    infer: InferBenchmark
+    evaluate: EvaluateBenchmark
+    output: str
+    paths: OutputPath

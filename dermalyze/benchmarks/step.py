@@ -1,0 +1,74 @@
+"""A training step beside torch's plainest one, and what each part of ours takes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from dermalyze.benchmarks.rates import rate_rows, rate_table
+from dermalyze.benchmarks.timing import Bars, Report, in_turns
+from dermalyze.benchmarks.training import labels_of, our_training, plain_step, random_store
+from dermalyze.engine.profile import PARTS
+from dermalyze.engine.state import TrainState
+from dermalyze.engine.step import TrainingStep
+
+PLAIN, BARE, WHOLE = "eager, contiguous", "ours, as much", "ours, with augmentation and average"
+STEPS = 3
+
+
+def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) -> Report:
+    """Time three steps of each on images that lie in memory.
+
+    "As much" leaves out what the plain step does not do: augmentation and the moving average. The
+    shares are those of whole steps, by torch's profiler.
+    """
+    store = random_store(batch_size, image_size=image_size)
+    rows_B = np.arange(batch_size)
+    theirs = plain_step(backbone)
+    images_BCHW = store.batch(rows_B).float().contiguous() / 255
+    labels_B = torch.from_numpy(labels_of(batch_size))
+    made = {
+        BARE: ["augmentation=none", "ema=off"],
+        WHOLE: ["augmentation=medium", "ema=on"],
+    }
+    ours = {
+        name: our_training(store, backbone=backbone, image_size=image_size, options=options)
+        for name, options in made.items()
+    }
+
+    def plain() -> None:
+        for _ in range(STEPS):
+            theirs(images_BCHW, labels_B)
+
+    def of(name: str) -> None:
+        take_steps(*ours[name], rows_B)
+
+    peers = {PLAIN: plain, BARE: lambda: of(BARE), WHOLE: lambda: of(WHOLE)}
+    seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
+    rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
+    parts = shares(*ours[WHOLE], rows_B)
+    title = (
+        f"a training step of {backbone} at {image_size} pixels, batches of {batch_size}, "
+        f"{torch.get_num_threads()} threads, {repeats} runs each"
+    )
+    table = rate_table(rows)
+    table.append(f"shares of a step, {WHOLE}:")
+    table += [f"  {part:<12}{share:>8.1%}" for part, share in parts.items()]
+    return Report(title, table, {"step": rows, "shares": parts}, Bars("images/s", rows))
+
+
+def take_steps(state: TrainState, step: TrainingStep, rows_B: np.ndarray) -> None:
+    """Take some steps, all of them as the first of an epoch."""
+    state.train_mode()
+    for _ in range(STEPS):
+        step(state, [rows_B], 0)
+
+
+def shares(state: TrainState, step: TrainingStep, rows_B: np.ndarray) -> dict[str, float]:
+    """Return what each part takes of a step on the CPU; `rest` is what lies between them."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("whole"):
+        take_steps(state, step, rows_B)
+    took = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    parts = {part: took[part] / took["whole"] for part in PARTS}
+    return {**parts, "rest": 1 - sum(parts.values())}
