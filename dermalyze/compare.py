@@ -10,25 +10,19 @@ from omegaconf import DictConfig
 from dermalyze.command import command
 
 if TYPE_CHECKING:
-    from dermalyze.comparison import Compared, PairTest, Result, Scope
+    from dermalyze.compared_runs.results import PairTest, Result
+    from dermalyze.comparison import Compared, Scope
 
 logger = logging.getLogger("dermalyze")
-
-_SHOWN = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "macro_auc": "macro OvR AUC",
-    "ece": "ECE (15 bins)",
-}
 
 
 @command("compare")
 def main(cfg: DictConfig) -> None:
     """Compare, write the results, print the tables."""
     # Imported here, so that --help and --cfg job need no pandas.
+    from dermalyze.compared_runs.schema import Comparison
     from dermalyze.comparison import compare, write_comparison
-    from dermalyze.schema import Comparison, checked
+    from dermalyze.schema import checked
     from dermalyze.taxonomy import DISCLAIMER
 
     config = checked(cfg, Comparison)
@@ -45,9 +39,10 @@ def main(cfg: DictConfig) -> None:
     for scope in found.scopes:
         logger.info("%s", _table(found, scope))
     logger.info(
-        "made %s (comparison.json, comparison.csv). Next: look at the images that only one run got "
-        "right, in the runs' evaluation/%s/predictions.csv\n%s",
+        "made %s (compare.html, comparison.json, comparison.csv, figures). Next: open %s, or look "
+        "at the images that only one run got right, in the runs' evaluation/%s/predictions.csv\n%s",
         folder,
+        folder / "compare.html",
         found.split,
         DISCLAIMER,
     )
@@ -56,6 +51,8 @@ def main(cfg: DictConfig) -> None:
 def _table(found: Compared, scope: Scope) -> str:
     """Return the metrics of the groups, and the differences of pairs, over a scope's images."""
     import pandas as pd
+
+    from dermalyze.reporting.run_sections import SHOWN
 
     which = "" if scope.name == "all" else f" {scope.name}"
     title = (
@@ -66,10 +63,10 @@ def _table(found: Compared, scope: Scope) -> str:
     seeds = {group.label: len(group.runs) for group in found.groups}
     rows: dict[str, dict[str, str]] = {}
     for result in found.results:
-        if result.images == scope.name and result.metric in _SHOWN:
+        if result.images == scope.name and result.metric in SHOWN:
             side = _side(result.group, result.minus)
             count = "" if result.minus else str(seeds[result.group])
-            rows.setdefault(side, {"seeds": count})[_SHOWN[result.metric]] = _cell(result)
+            rows.setdefault(side, {"seeds": count})[SHOWN[result.metric]] = _cell(result)
     for side, tests in _by_side(found, scope).items():
         corrected = [test.p_holm for test in tests]
         ends = dict.fromkeys(f"{p:.2g}" for p in (min(corrected), max(corrected)))

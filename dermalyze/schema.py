@@ -238,20 +238,6 @@ class Prediction(_Part):
     paths: OutputPath
 
 
-class Comparison(_Part):
-    """The whole configuration of `python -m dermalyze.compare`."""
-
-    runs: str | Annotated[list[str], Field(min_length=1)]
-    baseline: str | None
-    group_seeds: bool
-    split: Literal["train", "val", "test", "all"]
-    level: float = Field(gt=0, lt=1)
-    draws: int = Field(ge=1)
-    seed: int = Field(ge=0)
-    output: str
-    paths: OutputPath
-
-
 def _problems(schema: type[BaseModel], container: Node) -> list[str]:
     try:
         schema.model_validate_json(json.dumps(container))

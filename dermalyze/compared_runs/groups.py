@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -34,6 +35,15 @@ class Group:
     runs: tuple[Path, ...]
     seeds: tuple[int, ...]
     settings: Flat
+
+    def as_node(self) -> dict[str, Any]:
+        """Return all of it, plain."""
+        return {
+            "label": self.label,
+            "runs": [str(run) for run in self.runs],
+            "seeds": list(self.seeds),
+            "settings": self.settings,
+        }
 
 
 @dataclass(frozen=True)
@@ -78,15 +88,12 @@ def grouped(
             group's label; None: there is none.
 
     Raises:
-        ConfigError: see `found_runs`; the baseline is none of the groups, or several; or there is
-            one run alone.
+        ConfigError: see `found_runs`; or the baseline is none of the groups, or several.
     """
     folders = found_runs(given)
     of_baseline = found_runs(baseline) if baseline is not None and Path(baseline).is_dir() else []
     known = {folder.resolve() for folder in folders}
     folders += [folder for folder in of_baseline if folder.resolve() not in known]
-    if len(folders) < 2:
-        raise ConfigError(f"runs: {folders[0]} alone. Give another run to hold it against.")
 
     def key(run: _Run) -> object:
         return tuple(sorted(run.settings.items())) if group_seeds else run.folder.resolve()

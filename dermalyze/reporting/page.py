@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from dermalyze.data.page_tree import element, table, whole_page
 from dermalyze.files import write_whole
-from dermalyze.taxonomy import DISCLAIMER, HAM10000
+from dermalyze.reporting.page_parts import STYLE, opening, picture, told, warning
+from dermalyze.taxonomy import HAM10000
 
 PAGE = "report.html"
 
 Node = dict[str, Any]
 
 _NAMES = {lesion_class.code: lesion_class.name for lesion_class in HAM10000}
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
-.warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: #fdf1e8; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-caption { text-align: left; color: #444; padding-bottom: .3rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } figure { margin: 1rem 0; }
-"""
 # What the page shows: the metric, and what it is called there.
 _OVERALL = {
     "accuracy": "accuracy",
@@ -42,7 +29,7 @@ _OVERALL = {
 }
 _PER_CLASS = ("precision", "recall", "specificity", "f1", "auc", "average_precision")
 _IN_SUBGROUPS = ("accuracy", "balanced_accuracy", "macro_auc")
-_FIGURES = {
+FIGURES = {
     "confusion_matrix": "Rows are the true classes, columns what the model called them.",
     "per_class_metrics": "Precision, recall and F1 of each class.",
     "roc_curves": "How sensitivity is bought with false alarms.",
@@ -62,19 +49,15 @@ def write_page(folder: Path, report: Node) -> None:
     """
     title = f"{report['data']}, {report['split']} split"
     level, lesions = report["intervals"]["level"], report["intervals"]["lesions"]
-    content = [
-        element("h1", title),
-        element("p", DISCLAIMER, {"class": "disclaimer"}),
-        element(
-            "p",
-            f"{report['images']:,} images of {lesions:,} lesions; {_models(report)}. In brackets: "
-            f"{level:.0%} intervals by a bootstrap over lesions.",
-        ),
-    ]
+    content = opening(
+        title,
+        f"{report['images']:,} images of {lesions:,} lesions; {_models(report)}. In brackets: "
+        f"{level:.0%} intervals by a bootstrap over lesions.",
+    )
     if report["leakage"] is not None:
-        content.append(element("p", report["leakage"], {"class": "warning"}))
+        content.append(warning(report["leakage"]))
     content += [*_metrics(report), *_trust(report), *_subgroups(report), *_figures(folder)]
-    write_whole(folder / PAGE, whole_page(title, _STYLE, content))
+    write_whole(folder / PAGE, whole_page(title, STYLE, content))
 
 
 def _models(report: Node) -> str:
@@ -96,9 +79,9 @@ def _metrics(report: Node) -> list[Element]:
     for key in overall:
         if key.startswith("melanoma"):
             names[key] = f"sensitivity to melanoma at specificity {key.rpartition('_')[2]}"
-    rows = [[name, _told(overall[key])] for key, name in names.items() if key in overall]
+    rows = [[name, told(overall[key])] for key, name in names.items() if key in overall]
     classes = [
-        [code, _NAMES.get(code, ""), entry["support"], *(_told(entry[key]) for key in _PER_CLASS)]
+        [code, _NAMES.get(code, ""), entry["support"], *(told(entry[key]) for key in _PER_CLASS)]
         for code, entry in per_class.items()
     ]
     header = ["class", "name", "images", *(key.replace("_", " ") for key in _PER_CLASS)]
@@ -155,7 +138,7 @@ def _subgroups(report: Node) -> list[Element]:
                 name,
                 group["images"],
                 group["lesions"],
-                *(_told(group["metrics"][key]) for key in _IN_SUBGROUPS),
+                *(told(group["metrics"][key]) for key in _IN_SUBGROUPS),
                 "too few" if group["note"] else "",
             ]
             for name, group in groups.items()
@@ -166,16 +149,6 @@ def _subgroups(report: Node) -> list[Element]:
 
 def _figures(folder: Path) -> list[Element]:
     content = [element("h2", "Figures")]
-    for name, caption in _FIGURES.items():
-        picture = base64.b64encode((folder / f"{name}.png").read_bytes()).decode("ascii")
-        image = element("img", src=f"data:image/png;base64,{picture}", alt=caption)
-        content.append(element("figure", image, element("figcaption", caption)))
+    for name, caption in FIGURES.items():
+        content.append(picture((folder / f"{name}.png").read_bytes(), caption))
     return content
-
-
-def _told(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return f"none: {estimate['reason']}" if "reason" in estimate else "none"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"

@@ -20,6 +20,11 @@ from dermalyze.evaluation.metrics import METRICS, confusion, summary_metrics
 from dermalyze.taxonomy import DISCLAIMER
 
 CLASSES = ("bkl", "mel", "nv")
+HISTORY = [
+    {"epoch": epoch, "train/loss": 2.0 / epoch, "train/accuracy": 0.75, "lr": 0.1}
+    | {"val/loss": loss, "val/accuracy": 0.625, "val/balanced_accuracy": 0.5, "val/macro_auc": None}
+    for epoch, loss in ((1, 2.0), (2, 1.0), (3, 1.5))
+]
 IMAGES = 90
 
 
@@ -51,8 +56,10 @@ def a_run(
     """A run's folder with what `evaluate` and `train` leave there, as far as it is read."""
     evaluation = folder / "evaluation" / "test"
     evaluation.mkdir(parents=True)
-    config = {"training": {"seed": seed}, "optimizer": {"name": folder.name}, **settings}
+    training = {"seed": seed, "monitor": "val/loss", "min_delta": 0.0}
+    config = {"training": training, "optimizer": {"name": folder.name}, **settings}
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    (folder / "training_history.json").write_text(json.dumps(HISTORY))
     predicted = [classes[k] for k in probs_NK.argmax(axis=1)]
     columns = {f"probability_{code}": probs_NK[:, k] for k, code in enumerate(classes)}
     predictions = frame.assign(predicted=predicted, **columns, disclaimer=DISCLAIMER)
@@ -312,7 +319,10 @@ def test_the_command_prints_the_tables_and_needs_no_torch(tmp_path: Path) -> Non
     assert "leakage: leaky was trained on lesions of 4 of these images" in done.stdout
     assert "test split: 90 images, 45 lesions; in brackets 95 % over 100 draws" in done.stdout
     assert "4 images of lesions that trained a run, 2 lesions" in done.stdout
-    assert "made outputs/comparison (comparison.json, comparison.csv). Next: " in done.stdout
+    assert (
+        "made outputs/comparison (compare.html, comparison.json, comparison.csv, figures)"
+        in done.stdout
+    )
     assert DISCLAIMER in done.stdout
     report = json.loads((tmp_path / "outputs/comparison/comparison.json").read_text())
     (difference,) = (

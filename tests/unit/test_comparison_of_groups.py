@@ -73,7 +73,7 @@ def test_spread_by_hand() -> None:
 def test_a_multirun_is_groups_of_seeds_with_means_spreads_and_paired_intervals(
     sweep: Path,
 ) -> None:
-    found = compare(asked(str(sweep), group_seeds=True, draws=40))
+    found = compare(asked(str(sweep), group_seeds=True, draws=12))
     labels = ["loss=cross_entropy", "loss=focal"]
     assert [(group.label, group.seeds) for group in found.groups] == [(g, SEEDS) for g in labels]
     assert [run.name for group in found.groups for run in group.runs] == [*"012345"]
@@ -82,7 +82,7 @@ def test_a_multirun_is_groups_of_seeds_with_means_spreads_and_paired_intervals(
     # Draw by draw, lesion by lesion: images as often as they were drawn.
     rows_D = [
         np.repeat(np.arange(len(FRAME)), weights_N.astype(int))
-        for weights_N in lesion_weights(FRAME["lesion_id"], draws=40, seed=1)
+        for weights_N in lesion_weights(FRAME["lesion_id"], draws=12, seed=1)
     ]
     drawn = [[naive(group, rows) for rows in rows_D] for group in (0, 1)]
     everything = np.arange(len(FRAME))
@@ -156,7 +156,7 @@ def test_seeds_alone_are_one_group_and_a_repeat_is_left_out(
     found = compare(asked(*runs, group_seeds=True, draws=5))
     assert (len(found.results), found.tests) == (len(METRICS), [])
     with pytest.raises(ConfigError, match=r"alone. Give another run"):
-        grouped(runs[:1], group_seeds=True, baseline=None)
+        compare(asked(runs[0], group_seeds=True))
 
 
 def test_folders_and_device_make_no_other_group(sweep: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel
 
 from dermalyze.benchmarks.schema import Benchmark
+from dermalyze.compared_runs.schema import Comparison, Report
 from dermalyze.config import (
     CONF_DIR,
     RUN_TIME_ARGUMENTS,
@@ -27,7 +28,6 @@ from dermalyze.errors import ConfigError
 from dermalyze.exporting.schema import Export
 from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.schema import (
-    Comparison,
     Evaluation,
     Preparation,
     Run,
@@ -447,6 +447,7 @@ def test_run_time_arguments_are_arguments_of_something() -> None:
         ],
         ("benchmark", Benchmark, []),
         ("compare", Comparison, ["runs=[one,other]"]),
+        ("report", Report, ["runs=one"]),
         ("export", Export, ["checkpoint=outputs/train/one"]),
     ],
 )

@@ -9,10 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from dermalyze.benchmarks.schema import Benchmark
+from dermalyze.compared_runs.schema import Comparison, Report
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.exporting.schema import Export
 from dermalyze.schema import (
-    Comparison,
     Evaluation,
     Prediction,
     Preparation,
@@ -32,6 +32,7 @@ CHECKS = {
     "prepare": lambda cfg: checked(cfg, Preparation),
     "benchmark": lambda cfg: checked(cfg, Benchmark),
     "compare": lambda cfg: checked(cfg, Comparison),
+    "report": lambda cfg: checked(cfg, Report),
     "export": lambda cfg: checked(cfg, Export),
     "show_augmentation": lambda cfg: checked(cfg, ShownAugmentation),
     "show_schedule": checked_show,

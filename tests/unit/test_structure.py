@@ -31,22 +31,23 @@ FLOORS = (
     # 2: tensors, and checks of values that need the floor below
     {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
     | {"models", "optim"}
-    | {"compared_runs", "reporting", "schema"},
+    | {"reporting", "schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
-    {"judged_images", "members", "prediction", "recipe", "validation_fit"}
+    {"compared_runs", "judged_images", "members", "prediction", "recipe", "validation_fit"}
     | {"exporting"}
     | {"search"},
     # 5: what wires a command together
-    {"assessment", "benchmarks", "comparison", "experiment", "exporting.export_run", "served_model"},
+    {"assessment", "benchmarks", "comparison", "experiment", "exporting.export_run", "served_model"}
+    | {"run_report"},
     # 6: many runs as one
     {"sweeps"},
     # 7: what commands share
     {"command"},
     # 8: the commands
     {"benchmark", "compare", "evaluate", "predict", "prepare", "show_augmentation", "show_schedule"}
-    | {"export", "train"},
+    | {"export", "report", "train"},
 )
 COMMANDS = sorted(FLOORS[-1])
 FLOORS_WITHOUT_TORCH = 2

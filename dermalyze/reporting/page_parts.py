@@ -1,0 +1,54 @@
+"""What pages for people share: how they look, how they begin, and pictures inside them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from dermalyze.data.page_tree import element
+from dermalyze.taxonomy import DISCLAIMER
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
+.warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: #fdf1e8; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+caption { text-align: left; color: #444; padding-bottom: .3rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; } figure { margin: 1rem 0; }
+"""
+
+
+def opening(title: str, about: str) -> list[Element]:
+    """Return a page's heading, the disclaimer, and what the page is about."""
+    return [
+        element("h1", title),
+        element("p", DISCLAIMER, {"class": "disclaimer"}),
+        element("p", about),
+    ]
+
+
+def warning(words: str) -> Element:
+    """Return what a reader must not miss."""
+    return element("p", words, {"class": "warning"})
+
+
+def picture(png: bytes, caption: str) -> Element:
+    """Return a picture that the page carries inside, with its caption."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    image = element("img", src=source, alt=caption)
+    return element("figure", image, element("figcaption", caption))
+
+
+def told(estimate: Mapping[str, Any]) -> str:
+    """Return a value with its interval in brackets, as far as it has them."""
+    if estimate["value"] is None:
+        return f"none: {estimate['reason']}" if "reason" in estimate else "none"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
