@@ -187,8 +187,12 @@ def resumed_words(words: Sequence[str]) -> list[str]:
             f"another. Leave it out. What may change: hydra/launcher, {', '.join(FREE_ON_RESUME)}."
         )
     keys = {override_key(word) for word in typed}
-    stored = [*record["overrides"], *record["hydra_overrides"]]
-    kept = [word for word in stored if override_key(word) not in keys]
+    of_the_other_launcher = "hydra.launcher." if "hydra/launcher" in keys else ()
+    kept = [
+        word
+        for word in [*record["overrides"], *record["hydra_overrides"]]
+        if override_key(word) not in keys and not word.startswith(of_the_other_launcher)
+    ]
     return ["--multirun", *kept, *typed]
 
 

@@ -67,6 +67,9 @@ def test_a_resumed_sweep_is_started_with_what_it_was_started_with(tmp_path: Path
         *("--multirun", "training.seed=7,13", "sweep=seeds", "hydra.verbose=true"),
         *(resume, "data.root=new", "hydra/launcher=basic"),
     ]
+    a_sweep(sweep, stored, ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
+    assert "hydra.launcher.n_jobs=2" in resumed_words([resume])
+    assert "hydra.launcher.n_jobs=2" not in resumed_words([resume, "hydra/launcher=basic"])
     ordinary = ["-m", "training.seed=7,13"]
     assert resumed_words(ordinary) == ordinary
 

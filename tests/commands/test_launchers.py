@@ -1,0 +1,65 @@
+"""Several jobs at once on this machine: killed ones, stopped ones, and a sweep that goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from same_run import assert_same_run
+
+from dermalyze.sweep_folder import jobs_of
+
+LONG = ("training.epochs=25", "training.patience=null", "training.checkpoint_every_steps=2")
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < deadline, "this took too long"
+        time.sleep(0.05)
+
+
+def test_joblib_killed_and_stopped_goes_on_under_another_launcher(python, tiny, tmp_path):
+    """A job that the system kills, then Ctrl-C in the terminal of the sweep: all its processes."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="dermalyze[joblib]")
+    words = (*tiny, *LONG, "tracking=none", "sweep.evaluate=false")
+    sweep, log = tmp_path / "sweep", tmp_path / "log"
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    command = ("dermalyze.train", "-m", *words, *launcher, "training.seed=7,13,21,34")
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", *command, f"hydra.sweep.dir={sweep}"],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as started,
+    ):
+        try:
+            wait_for((sweep / "0" / "training_history.json").exists)
+            os.kill(int((sweep / "0" / ".run.pid").read_text()), signal.SIGKILL)
+            wait_for((sweep / "2" / "training_history.json").exists)  # in its place
+            os.killpg(started.pid, signal.SIGINT)
+            assert started.wait(timeout=300) == 130, log.read_text()
+        finally:
+            started.kill()
+    ended = [job.status for job in jobs_of(sweep)]
+    assert (ended[0], ended[3]) == ("failed", "waiting")
+    assert ended[2] == "stopped"
+    assert "jobs that run save and stop" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    python("-m", "dermalyze.train", f"sweep.resume={sweep}", "hydra/launcher=basic")
+    assert [job.status for job in jobs_of(sweep)] == ["done"] * 4
+    for number, seed in ((0, 7), (2, 21)):
+        python("-m", "dermalyze.train", *words, f"training.seed={seed}", f"hydra.run.dir={seed}")
+        assert_same_run(sweep / str(number), tmp_path / str(seed))
