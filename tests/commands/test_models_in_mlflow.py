@@ -150,6 +150,7 @@ def server(folder: Path, uri: str, *command: str) -> Iterator[str]:
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 def test_a_registered_model_is_served(trained, evaluated, files, python, tiny, tmp_path):
     """By `mlflow models serve`, to whoever sends an image in base64 as JSON."""
     same = ("tracking.register_as=lesions", "hydra.run.dir=outputs/train/two")
@@ -184,7 +185,7 @@ def test_eight_runs_at_once_against_a_server(tiny, python, phantoms, tmp_path):
     with server(tmp_path, store, "server", "--backend-store-uri", store, *options) as where:
         train = [sys.executable, "-m", "dermalyze.train", *tiny, "tracking.register_as=lesions"]
         # Drawn and decoded once, by a run of its own.
-        python(*train[1:], "training.epochs=1", "hydra.run.dir=first", "tracking=none")
+        python("-m", "dermalyze.train", *tiny, "tracking=none", "hydra.run.dir=first")
         processes = [
             subprocess.Popen(
                 [
