@@ -119,6 +119,7 @@ def seconds_of_report(probs_NK: np.ndarray, paths: list[Path], folder: Path) -> 
         config=config,
         fitted=None,
         why_not_fitted="not part of this measurement",
+        unlike_N=None,
     )
     about: dict[str, Any] = {
         "split": "test",

@@ -53,6 +53,7 @@ class EpochBenchmark(StepBenchmark):
 
     images: int = Field(ge=2)
     workers: list[int] = Field(min_length=1)
+    options: list[str]
 
 
 class InferBenchmark(_Part):
@@ -70,11 +71,30 @@ class EvaluateBenchmark(StepBenchmark):
     images: int = Field(ge=28)
 
 
+class ScaleBenchmark(StepBenchmark):
+    """`scale.*`: what is varied."""
+
+    batch_sizes: list[int]
+    image_sizes: list[int]
+    data_sizes: list[int]
+    processes: list[int]
+
+
 class Benchmark(_Part):
     """The whole configuration."""
 
     parts: list[
-        Literal["startup", "cache", "tracking", "input", "step", "epoch", "infer", "evaluate"]
+        Literal[
+            "startup",
+            "cache",
+            "tracking",
+            "input",
+            "step",
+            "epoch",
+            "infer",
+            "evaluate",
+            "scale",
+        ]
     ] = Field(min_length=1)
     repeats: int = Field(ge=1)
     cache: CacheBenchmark
@@ -84,5 +104,6 @@ class Benchmark(_Part):
     epoch: EpochBenchmark
     infer: InferBenchmark
     evaluate: EvaluateBenchmark
+    scale: ScaleBenchmark
     output: str
     paths: OutputPath

@@ -10,7 +10,7 @@ import torch
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dermalyze.benchmarks import chart, input, step
+from dermalyze.benchmarks import chart, input, scale, step
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.infer import EAGER, INT8, OURS, models
 from dermalyze.benchmarks.memory import peak_megabytes
@@ -119,6 +119,23 @@ def test_the_networks_of_inference_see_the_same_pixels_and_int8_is_int8() -> Non
             close = 0.1 if name == INT8 else 1e-4
             torch.testing.assert_close(values, exact, rtol=0, atol=close)
     assert not torch.equal(logits[INT8], exact)
+
+
+def test_scale_varies_one_thing_at_a_time() -> None:
+    sizes = {"batch_sizes": [7, 14], "image_sizes": [32], "data_sizes": [30, 3000]}
+    report = scale.measure(
+        repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=7, processes=[], **sizes
+    )
+    rows = {row["what"]: row for row in report.numbers["scale"]}
+    assert list(rows) == [
+        *("batches of 7", "batches of 14", "32 pixels"),
+        *("order of 30 rows", "order of 3,000 rows"),
+        *("batches from 30 rows", "batches from 3,000 rows"),
+    ]
+    first, second = rows["batches of 7"], rows["batches of 14"]
+    assert first["images_per_second"] == pytest.approx(scale.STEPS * 7 / first["median"])
+    assert second["ratio"] == second["images_per_second"] / first["images_per_second"]
+    assert rows["order of 30 rows"]["ratio"] == rows["32 pixels"]["ratio"] == 1
 
 
 def test_memory_is_counted_in_megabytes() -> None:
