@@ -32,7 +32,7 @@ STATES = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
+    TrialState.RUNNING: "begun",
     TrialState.WAITING: "waiting",
 }
 

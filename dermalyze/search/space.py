@@ -6,7 +6,7 @@ Ranges are written in Hydra's words: `interval(0.1, 0.9)`, `tag(log, interval(1e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,10 @@ class Space:
         conditions: Sequence[Condition],
         arguments: Sequence[str],
     ) -> None:
-        typed = _parsed(arguments)
+        typed = _last(_parsed(arguments))
         names = {override.get_key_element() for override in typed}
         written = [word for word in _words(params) if word.partition("=")[0] not in names]
         chosen = [*_parsed(written), *typed]
-        # Of the words that all trials share, Hydra takes the last one of a name.
         self.fixed = [str(one.input_line) for one in chosen if not one.is_sweep_override()]
         self._asked = [_Asked({}, {name: _distribution(one) for name, one in _sweeps(chosen)})]
         self._values = {
@@ -66,15 +65,15 @@ class Space:
         }
         known = self._values.keys() | self._asked[0].ranges.keys()
         for condition in conditions:
-            self._add(condition, known, names)
-            known |= self._asked[-1].ranges.keys()
+            known |= self._add(condition, known, names)
         if not any(asked.ranges for asked in self._asked):
             raise ConfigError(
                 "hydra.sweeper.params: no range is left to search. Give one, such as "
                 "'optimizer.lr=tag(log, interval(1e-4, 1e-2))'."
             )
 
-    def _add(self, condition: Condition, known: set[str], typed: set[str]) -> None:
+    def _add(self, condition: Condition, known: Set[str], typed: Set[str]) -> Set[str]:
+        """Take in a condition, if it can ever hold; return the names that it would ask for."""
         unknown = sorted(condition.when.keys() - known)
         if unknown:
             raise ConfigError(
@@ -96,7 +95,15 @@ class Space:
             name: frozenset(map(_text, value if isinstance(value, list) else [value]))
             for name, value in condition.when.items()
         }
-        self._asked.append(_Asked(when, ranges))
+        if all(self._possible(name, texts) for name, texts in when.items()):
+            self._asked.append(_Asked(when, ranges))
+        return ranges.keys()
+
+    def _possible(self, name: str, texts: frozenset[str]) -> bool:
+        """Return whether a name may have one of these texts, by what is given or searched."""
+        if name in self._values:
+            return self._values[name] in texts
+        return any(name in asked.ranges for asked in self._asked)
 
     def overrides(self, suggest: Suggest) -> list[str]:
         """Return the words of one trial: those that all share, and what `suggest` chooses."""
@@ -172,6 +179,11 @@ def _parsed(words: Sequence[str], *, every: bool = False) -> list[Override]:
                 "interval(LOW, HIGH) or choice(A, B)."
             )
     return parsed
+
+
+def _last(overrides: Sequence[Override]) -> list[Override]:
+    """Return the last override of each name, as Hydra would take it."""
+    return list({(one.get_key_element(), one.is_delete()): one for one in overrides}.values())
 
 
 def _sweeps(overrides: Sequence[Override]) -> list[tuple[str, Override]]:

@@ -12,7 +12,6 @@ from dermalyze.config import plain
 from dermalyze.run_folder import flat_parameters, is_free_on_resume
 from dermalyze.schema import checked_run
 from dermalyze.search.options import SearchOptions
-from dermalyze.search.results import best_first, results_text, write_results
 from dermalyze.search.space import Space
 from dermalyze.search.study import Proposal, Study
 from dermalyze.sweep_folder import read_job
@@ -95,11 +94,15 @@ class Worker:
 
     def conclude(self) -> None:
         """Say and write what the study found so far, into its folder and the sweep's MLflow run."""
+        from dermalyze.search.results import best_first, results_text, write_results
+
         made = write_results(self.study)
         logger.info("%s", results_text(self.study))
         best = best_first(self.study)
         if best:
-            words = " ".join(f"{name}={value}" for name, value in best[0].params.items())
+            shared = [word for word in self.space.fixed if not word.startswith("sweep")]
+            tried = [f"{name}={value}" for name, value in best[0].params.items()]
+            words = " ".join([*shared, *tried])
             logger.info("the best once more, or longer: python -m dermalyze.train %s", words)
         logger.info("made %s (%s)", self.options.place, ", ".join(path.name for path in made))
         tracker = tracker_of(self.sweep)

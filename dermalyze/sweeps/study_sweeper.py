@@ -61,26 +61,21 @@ class StudySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
         Raises:
             ConfigError: options that cannot work, or not with the study that is there.
         """
-        options = self._asked(arguments, lambda worker: worker.begin())
+        options, batch = self._asked(arguments, lambda worker: (worker.begin(), worker.propose()))
         failures = 0
-        while not stop_asked(self._folder):
-            batch = self._asked(arguments, lambda worker: worker.propose())
-            if not batch:
-                break
+        while batch:
             # A launcher counts jobs on from the first; what a stopped sweep left may have gaps.
             for _, group in groupby(enumerate(batch), lambda pair: pair[1].job - pair[0]):
                 proposals = [proposal for _, proposal in group]
                 words = [tuple(proposal.overrides) for proposal in proposals]
                 self.launcher.launch(words, initial_job_idx=proposals[0].job)
-            for failed in self._asked(arguments, partial(_end, batch)):
-                failures = failures + 1 if failed else 0
+            failures, batch = self._asked(arguments, partial(_go_on, batch, failures))
             if failures >= options.max_failures:
                 logger.error(
                     "%d trials have failed in a row (hydra.sweeper.max_failures): something else "
                     "is wrong than what they try. Mend it; the same command goes on.",
                     failures,
                 )
-                break
         self._asked(arguments, lambda worker: worker.conclude())
 
     @property
@@ -120,8 +115,12 @@ class StudySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
         return composed
 
 
-def _end(batch: Sequence[Proposal], worker: Worker) -> list[bool]:
-    return worker.end(batch)
+def _go_on(batch: list[Proposal], failures: int, worker: Worker) -> tuple[int, list[Proposal]]:
+    """Write down what became of a batch; return how many have failed in a row, and the next."""
+    for failed in worker.end(batch):
+        failures = failures + 1 if failed else 0
+    enough = failures >= worker.options.max_failures or stop_asked(worker.sweep)
+    return failures, [] if enough else worker.propose()
 
 
 def register_sweeper() -> None:

@@ -65,7 +65,9 @@ def _import_the_heavy_packages() -> None:
 
     import dermalyze.assessment
     import dermalyze.comparison
-    import dermalyze.experiment  # noqa: F401
+    import dermalyze.experiment
+    import dermalyze.search.results
+    import dermalyze.search.worker  # noqa: F401
 
 
 def _next_command(tasks: TextIO, answers: TextIO) -> dict[str, Any] | None:

@@ -109,6 +109,10 @@ def test_ranges_are_read_in_hydras_words() -> None:
 
 def test_what_is_typed_takes_the_place_of_a_range() -> None:
     space = a_space("optimizer.lr=interval(0.1,0.2)", "loss=focal")
+    assert a_space("loss=focal", "optimizer.lr=1", "optimizer.lr=0.5").fixed == [
+        "loss=focal",
+        "optimizer.lr=0.5",
+    ]
     (base, conditional) = space.examples()
     assert base == conditional == ["loss=focal", "optimizer.lr=0.1", "loss.gamma=0.5"]
     assert "loss.gamma" not in a_space("loss=focal", "loss.gamma=2.0").described()
@@ -116,6 +120,15 @@ def test_what_is_typed_takes_the_place_of_a_range() -> None:
         "loss=cross_entropy",
         "optimizer.lr=0.0001",
     ]
+
+
+def test_conditions_that_cannot_hold_are_not_searched() -> None:
+    nested = [*CONDITIONS, Condition(when={"loss.gamma": 1}, params={"b": "choice(1,2)"})]
+    given = {"params": PARAMS, "conditions": nested}
+    space = Space(**given, arguments=["loss=cross_entropy"])
+    assert space.described().keys() == {"optimizer.lr"}
+    with pytest.raises(ConfigError, match="no range is left to search"):
+        Space(**given, arguments=["loss=cross_entropy", "optimizer.lr=0.1"])
 
 
 def test_examples_ask_for_conditions_within_conditions() -> None:
@@ -382,6 +395,9 @@ def test_a_name_or_value_that_no_run_can_have_is_refused_before_a_trial(
     with pytest.raises(ConfigError, match=r"training\.epochs=0"):
         worker.begin()
     assert worker.study.trials == []
+    misspelt = a_worker(tmp_path / "other", composing, params={**PARAMS, "loss.gama": "1,2"})
+    with pytest.raises(HydraException, match=r"Could not override 'loss\.gama'"):
+        misspelt.begin()
 
 
 def test_results_say_the_best_and_what_mattered(tmp_path: Path, composing: Any) -> None:

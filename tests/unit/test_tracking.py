@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from dermalyze.errors import Interrupted
+from dermalyze.errors import Interrupted, Pruned
 from dermalyze.files import write_json
 from dermalyze.run_folder import flat_parameters, redacted
 from dermalyze.tracking import mlflow_tracker
@@ -245,19 +245,25 @@ def stop_by_signal() -> None:
     raise Interrupted(signal.SIGTERM)
 
 
+def stop_by_search() -> None:
+    raise Pruned(3, "val/loss", 1.25)
+
+
 @pytest.mark.parametrize(
-    ("work", "raised", "status"),
+    ("work", "raised", "status", "why"),
     [
-        (nothing, None, "FINISHED"),
-        (mistake, ValueError, "FAILED"),
-        (stop_by_hand, KeyboardInterrupt, "KILLED"),
-        (stop_by_signal, Interrupted, "KILLED"),
+        (nothing, None, "FINISHED", None),
+        (mistake, ValueError, "FAILED", "ValueError: a bug"),
+        (stop_by_hand, KeyboardInterrupt, "KILLED", "KeyboardInterrupt"),
+        (stop_by_signal, Interrupted, "KILLED", "stopped by SIGTERM"),
+        (stop_by_search, Pruned, "KILLED", "pruned after epoch 3: val/loss was 1.25 at best"),
     ],
 )
 def test_a_run_ends_with_a_true_status(
     work: Callable[[], None],
     raised: type[BaseException] | None,
     status: str,
+    why: str | None,
     uri: str,
     tmp_path: Path,
 ) -> None:
@@ -276,9 +282,12 @@ def test_a_run_ends_with_a_true_status(
     else:
         with pytest.raises(raised):
             run()
-    info = run_of(uri, folder).info
-    assert info.status == status
-    assert info.end_time >= info.start_time
+    ended = run_of(uri, folder)
+    assert ended.info.status == status
+    assert ended.info.end_time >= ended.info.start_time
+    assert ended.data.tags.get("ended_because") == why
+    started(uri, folder).finish("FINISHED")  # gone on with, to its end
+    assert "ended_because" not in run_of(uri, folder).data.tags
 
 
 def test_no_tracker_leaves_nothing_and_hides_no_error(tmp_path: Path) -> None:
