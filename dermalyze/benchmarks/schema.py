@@ -80,6 +80,15 @@ class ScaleBenchmark(StepBenchmark):
     processes: list[int]
 
 
+class MemoryBenchmark(_Part):
+    """`memory.*`: what the commands are given."""
+
+    backbone: str
+    image_size: int = Field(ge=32, le=4096)
+    images: list[int] = Field(min_length=1)
+    files: list[int]
+
+
 class Benchmark(_Part):
     """The whole configuration."""
 
@@ -94,6 +103,7 @@ class Benchmark(_Part):
             "infer",
             "evaluate",
             "scale",
+            "memory",
         ]
     ] = Field(min_length=1)
     repeats: int = Field(ge=1)
@@ -105,5 +115,6 @@ class Benchmark(_Part):
     infer: InferBenchmark
     evaluate: EvaluateBenchmark
     scale: ScaleBenchmark
+    memory: MemoryBenchmark
     output: str
     paths: OutputPath

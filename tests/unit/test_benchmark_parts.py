@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,9 @@ import torch
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dermalyze.benchmarks import chart, input, scale, step
+from dermalyze.benchmarks import chart, input, memory, scale, step
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.infer import EAGER, INT8, OURS, models
-from dermalyze.benchmarks.memory import peak_megabytes
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars
@@ -140,4 +140,25 @@ def test_scale_varies_one_thing_at_a_time() -> None:
 
 def test_memory_is_counted_in_megabytes() -> None:
     """Python with torch and timm takes some hundred; a unit wrong would be a thousandfold off."""
-    assert 100 < peak_megabytes() < 20_000
+    assert 100 < memory.peak_megabytes() < 20_000
+
+
+@pytest.mark.thorough
+def test_commands_are_measured_by_what_they_held() -> None:
+    made = memory.measure(
+        repeats=1, backbone="test_resnet", image_size=SIZE, images=[84], files=[10]
+    )
+    train, evaluate, predict = made.numbers["memory"]
+    assert [row["what"] for row in (train, evaluate, predict)] == ["train", "evaluate", "predict"]
+    assert train["images"] == evaluate["images"] >= 84
+    assert train["image_megabytes"] == train["images"] * 3 * SIZE**2 / 1e6
+    assert (predict["images"], predict["image_megabytes"]) == (10, None)
+    assert all(100 < row["peak_megabytes"] < 20_000 for row in (train, evaluate, predict))
+
+
+@pytest.mark.thorough
+def test_a_command_that_fails_says_what_it_said(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        memory.peak_of("export", [], tmp_path)
+    assert failed.value.returncode == 2
+    assert "missing: checkpoint" in failed.value.output
