@@ -695,7 +695,7 @@ def test_mlflow_calls_home_only_where_the_user_says_so(chosen: str | None) -> No
         environment["MLFLOW_DISABLE_TELEMETRY"] = chosen
     script = f"""
 import os, sys
-import dermalyze.tracking.mlflow_tracker
+import dermalyze.tracking.mlflow_store
 print(*[os.environ[name] for name in {names}], "mlflow" in sys.modules)
 """
     done = subprocess.run(
