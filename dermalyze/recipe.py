@@ -77,7 +77,9 @@ def build(
             min_delta=training["min_delta"],
         ),
         step_losses_S=torch.zeros(steps_per_epoch, device=precision.device),
-        step_correct_S=torch.zeros(steps_per_epoch, dtype=torch.int64, device=precision.device),
+        step_counts_S2K=torch.zeros(
+            (steps_per_epoch, 2, num_classes), dtype=torch.int64, device=precision.device
+        ),
     )
     if training["compile"]:  # after the averages were copied from it; they predict uncompiled
         model.compile()

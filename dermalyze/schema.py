@@ -291,7 +291,8 @@ def checked_run(cfg: DictConfig) -> Node:
     container = checked(cfg, Run)
     training = container["training"]
     problems = column_problems(container["model"]["metadata"]["columns"])
-    monitors = ["train/loss", "train/accuracy", *(f"val/{name}" for name in METRICS)]
+    monitors = [f"train/{name}" for name in ("loss", "accuracy", "balanced_accuracy")]
+    monitors += [f"val/{name}" for name in METRICS]
     if training["monitor"] not in monitors:
         problems.append(
             f"training.monitor={training['monitor']}: no epoch has such a metric."

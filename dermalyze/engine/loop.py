@@ -15,7 +15,12 @@ from dermalyze.data.batches import micro_batches
 from dermalyze.data.samplers import Sampler
 from dermalyze.distributed import Ranks
 from dermalyze.engine.interruption import Interruption
-from dermalyze.engine.progress import mean_loss, refuse_non_finite, report
+from dermalyze.engine.progress import (
+    mean_loss,
+    refuse_non_finite,
+    report,
+    training_accuracies,
+)
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
 
@@ -123,7 +128,7 @@ def fit(
         record: Record = {
             "epoch": state.epoch + 1,
             "train/loss": mean_loss(state, windows),
-            "train/accuracy": int(state.step_correct_S.sum()) / len(train_rows_N),
+            **training_accuracies(state),
             **validate(state.predictor),
             "lr": state.learning_rate(state.step - 1),
             "images_per_second": images / seconds if images else None,

@@ -26,6 +26,20 @@ def mean_loss(state: TrainState, windows: list[list[np.ndarray]]) -> float:
     return float((losses_S * images_S).sum() / images_S.sum())
 
 
+def training_accuracies(state: TrainState) -> Record:
+    """Return accuracy and balanced accuracy of the epoch's training images, as the model saw them.
+
+    Balanced accuracy is the mean over the classes that the epoch had images of. Both are of
+    augmented images and of weights that change meanwhile.
+    """
+    images_K, right_K = state.step_counts_S2K.sum(dim=0).cpu().double()
+    present_K = images_K > 0
+    return {
+        "train/accuracy": float(right_K.sum() / images_K.sum()),
+        "train/balanced_accuracy": float((right_K[present_K] / images_K[present_K]).mean()),
+    }
+
+
 def refuse_non_finite(
     state: TrainState, windows: list[list[np.ndarray]], training_step: TrainingStep
 ) -> None:

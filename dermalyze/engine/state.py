@@ -34,7 +34,8 @@ class TrainState:
         last_epochs: the plain average of the weights at the ends of the last epochs.
         epoch, step: the optimiser step to do next, counted from 0; step starts anew each epoch.
         step_losses_S: mean loss of each optimiser step of this epoch (float32, on the device).
-        step_correct_S: correctly classified training images of each step (int64).
+        step_counts_S2K: training images of each step and class, and those of them that were
+            classified correctly (int64).
         history: one record for each finished epoch.
         best_record: that of the best model so far.
         finished: the last epoch is over, or early stopping ended the run.
@@ -49,7 +50,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     stopping: EarlyStopping
     step_losses_S: torch.Tensor
-    step_correct_S: torch.Tensor
+    step_counts_S2K: torch.Tensor
     epoch: int = 0
     step: int = 0
     history: list[Record] = field(default_factory=list)
@@ -106,7 +107,7 @@ class TrainState:
         self.epoch += 1
         self.step = 0
         self.step_losses_S.zero_()
-        self.step_correct_S.zero_()
+        self.step_counts_S2K.zero_()
         if self._stage_of_epoch() is not self.stage:
             self._enter(self._stage_of_epoch())
             self.stopping.epochs_without_improvement = 0
@@ -143,7 +144,7 @@ class TrainState:
             named |= {f"last_epochs/{name}": value for name, value in average.items()}
         return named | {
             "epoch/step_losses": self.step_losses_S,
-            "epoch/step_correct": self.step_correct_S,
+            "epoch/step_counts": self.step_counts_S2K,
         }
 
     def numbers(self) -> dict[str, Any]:
@@ -186,7 +187,7 @@ class TrainState:
             )
         self._restore_optimizer(_below(tensors, "optimizer/"))
         self.step_losses_S.copy_(tensors["epoch/step_losses"])
-        self.step_correct_S.copy_(tensors["epoch/step_correct"])
+        self.step_counts_S2K.copy_(tensors["epoch/step_counts"])
         self.finished, self.history = numbers["finished"], list(numbers["history"])
         self.best_record = numbers["best_record"]
         self.stopping.best_value = numbers["best_value"]

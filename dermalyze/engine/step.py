@@ -125,7 +125,7 @@ class TrainingStep:
             own_part += part
             is_last = offset == len(window) - 1
             with self.ranks.accumulating(state.training_model, last=is_last):
-                loss, correct = self._forward(
+                loss, counts_2K = self._forward(
                     state, rows_B, first_batch + offset, share.positions_B
                 )
                 kept = statistics_kept(state.model) if self.recomputes else nullcontext()
@@ -133,7 +133,7 @@ class TrainingStep:
                     # The ranks' gradients are averaged, but belong to parts that add up.
                     state.scaler.scale(loss * (part * self.ranks.size)).backward()
             state.step_losses_S[state.step] += loss.detach() * part
-            state.step_correct_S[state.step] += correct * (share.images > 0)
+            state.step_counts_S2K[state.step] += counts_2K * (share.images > 0)
         if self.ranks.size > 1:
             self._agree(state, own_part)
         with record_function("optimizer"):
@@ -180,7 +180,7 @@ class TrainingStep:
         return [rows_B[self.ranks.share(len(rows_B)).positions_B] for rows_B in batches]
 
     def _agree(self, state: TrainState, own_part: float) -> None:
-        """Let loss, hits and BatchNorm's statistics be those of all ranks.
+        """Let loss, counts and BatchNorm's statistics be those of all ranks.
 
         Each rank's running statistics count by its part of the window's images. Synchronised layers
         have the same ones everywhere, and those that only predict have not changed.
@@ -194,9 +194,9 @@ class TrainingStep:
         ]
         if statistics:
             torch._foreach_mul_(statistics, own_part)
-        hits = state.step_correct_S[state.step].float()
-        self.ranks.add_up([state.step_losses_S[state.step], hits, *statistics])
-        state.step_correct_S[state.step] = hits
+        counts_2K = state.step_counts_S2K[state.step].float()
+        self.ranks.add_up([state.step_losses_S[state.step], counts_2K, *statistics])
+        state.step_counts_S2K[state.step] = counts_2K
 
     def _forward(
         self, state: TrainState, rows_B: np.ndarray, batch: int, positions_B: np.ndarray
@@ -217,9 +217,7 @@ class TrainingStep:
                 logits_BK = model(*inputs)
             # Losses are taken in float32: their logarithms lose too much in half precision.
             loss: torch.Tensor = self.loss(logits_BK.float(), target_BK)
-        # Of a mixture, the class with the larger part counts as the true one.
-        correct = (logits_BK.detach().argmax(1) == target_BK.argmax(1)).sum()
-        return loss, correct
+        return loss, _counted(logits_BK.detach(), target_BK)
 
     def _targets(self, rows_B: np.ndarray) -> torch.Tensor:
         return self.targets_NK[torch.from_numpy(rows_B).to(self.store.device)]
@@ -249,6 +247,18 @@ class TrainingStep:
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def _counted(logits_BK: torch.Tensor, target_BK: torch.Tensor) -> torch.Tensor:
+    """Return counts_2K: the images of each class, and those of them that are called by it.
+
+    Of a mixture, the class with the larger part counts as the true one. Nothing is indexed by what
+    the device has computed, for which the host would wait.
+    """
+    true_B1 = target_BK.argmax(1, keepdim=True)
+    true_BK = true_B1 == torch.arange(target_BK.shape[1], device=target_BK.device)
+    right_B1 = logits_BK.argmax(1, keepdim=True) == true_B1
+    return torch.stack([true_BK.sum(0), (true_BK & right_B1).sum(0)])
 
 
 @contextmanager

@@ -17,7 +17,10 @@ RULE = (
     f"Means over the last {LAST_EPOCHS} epochs. The gap is training accuracy minus validation "
     f"accuracy. severe overfit: a gap of {_SEVERE:g} or more; mild overfit: of {_MILD:g} or more; "
     f"else underfit: training accuracy below {_LOW_ACCURACY:g}; else balanced. Training accuracy "
-    "is measured on augmented images and while weights change, so gaps come out small or negative."
+    "is measured on augmented images and while weights change, so gaps come out small or negative, "
+    "the more so where images are mixed, which count as the class of their larger part. Gaps of "
+    "balanced accuracy and of loss (validation minus training) are given beside it and decide "
+    "nothing: the one is noisy where classes are rare, the other depends on the loss trained with."
 )
 
 
@@ -25,13 +28,13 @@ def fit_analysis(history: Sequence[Mapping[str, float | int | None]]) -> dict[st
     """Return "verdict", the numbers behind it, and the rule.
 
     Args:
-        history: one record an epoch with train/ and val/ loss and accuracy; training accuracy is
-            None where labels were mixed.
+        history: one record an epoch with train/ and val/ loss, accuracy and balanced_accuracy;
+            what is None or absent is left out of the means.
 
     Returns:
         "verdict": severe overfit, mild overfit, underfit, balanced, or None with a "reason";
-        "epochs"; "train_accuracy", "val_accuracy", "accuracy_gap", "train_loss", "val_loss" and
-        "loss_gap" (validation minus training), means or None.
+        "epochs"; of accuracy, balanced_accuracy and loss the means "train_...", "val_..." and
+        "..._gap" (that of the loss is validation minus training), or None.
 
     Raises:
         DataError: no epochs.
@@ -41,7 +44,7 @@ def fit_analysis(history: Sequence[Mapping[str, float | int | None]]) -> dict[st
     last = history[-LAST_EPOCHS:]
     means = {
         f"{part}_{name}": _mean([record.get(f"{part}/{name}") for record in last])
-        for name in ("accuracy", "loss")
+        for name in ("accuracy", "balanced_accuracy", "loss")
         for part in ("train", "val")
     }
     gap = _difference(means["train_accuracy"], means["val_accuracy"])
@@ -53,6 +56,9 @@ def fit_analysis(history: Sequence[Mapping[str, float | int | None]]) -> dict[st
         "epochs": len(last),
         **means,
         "accuracy_gap": gap,
+        "balanced_accuracy_gap": _difference(
+            means["train_balanced_accuracy"], means["val_balanced_accuracy"]
+        ),
         "loss_gap": _difference(means["val_loss"], means["train_loss"]),
         "rule": RULE,
     }

@@ -23,6 +23,7 @@ from dermalyze.evaluation.figure_style import (
     GREY,
     ORANGE,
     PALE_GREY,
+    PURPLE,
     VERMILION,
     add_footer,
     layout,
@@ -47,6 +48,7 @@ _PANELS: dict[str, list[tuple[str, str, str, str]]] = {
     "Accuracy": [
         ("train/accuracy", "train, accuracy", ORANGE, "--"),
         ("val/accuracy", "validation, accuracy", BLUE, "-"),
+        ("train/balanced_accuracy", "train, balanced accuracy", PURPLE, "--"),
         ("val/balanced_accuracy", "validation, balanced accuracy", VERMILION, "-"),
     ],
     "Learning rate": [("lr", "learning rate", GREEN, "-")],
@@ -125,9 +127,9 @@ def training_curves_figure(
 
     Args:
         history: one record an epoch, with "epoch" and any of "train/loss", "val/loss",
-            "train/accuracy", "val/accuracy", "val/balanced_accuracy" (shares in [0, 1]) and
-            "lr"; other keys are not drawn. A value that is None or absent is a gap in its curve;
-            a curve without any value is left out.
+            "train/accuracy", "val/accuracy", "train/balanced_accuracy", "val/balanced_accuracy"
+            (shares in [0, 1]) and "lr"; other keys are not drawn. A value that is None or absent
+            is a gap in its curve; a curve without any value is left out.
         best_epoch: the epoch whose weights were kept, marked in every panel; None marks none.
 
     Raises:

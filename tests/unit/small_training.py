@@ -159,7 +159,7 @@ def make_state(
         scaler=torch.amp.GradScaler("cpu", enabled=scaler),
         stopping=EarlyStopping(monitor=monitor, direction="min", patience=patience, min_delta=0.0),
         step_losses_S=torch.zeros(steps),
-        step_correct_S=torch.zeros(steps, dtype=torch.int64),
+        step_counts_S2K=torch.zeros((steps, 2, CLASSES), dtype=torch.int64),
     )
 
 

@@ -78,7 +78,7 @@ def test_accumulated_gradients_equal_one_batch(sizes):
     assert (weights(whole.model) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(parts.model), weights(whole.model), rtol=0, atol=1e-6)
     torch.testing.assert_close(parts.step_losses_S, whole.step_losses_S, rtol=0, atol=1e-6)
-    assert torch.equal(parts.step_correct_S, whole.step_correct_S)
+    assert torch.equal(parts.step_counts_S2K, whole.step_counts_S2K)
 
 
 def test_an_uneven_window_is_not_the_mean_of_its_batches_means():
@@ -105,8 +105,16 @@ def test_a_step_equals_plain_torch_with_its_loss_and_hits():
     state.step = 2
     step(state, [TRAIN], 2)
     torch.testing.assert_close(weights(state.model), weights(expected.model), rtol=0, atol=1e-7)
-    hits = int((logits.argmax(1).numpy() == LABELS[TRAIN]).sum())
-    assert state.step_correct_S.tolist() == [0, 0, hits, 0, 0]
+    right = logits.argmax(1).numpy() == LABELS[TRAIN]
+    images_K, right_K = (
+        np.bincount(some, minlength=CLASSES).tolist()
+        for some in (
+            LABELS[TRAIN],
+            LABELS[TRAIN][right],
+        )
+    )
+    assert state.step_counts_S2K[2].tolist() == [images_K, right_K]
+    assert state.step_counts_S2K.sum() == len(TRAIN) + sum(right_K)
     assert state.step_losses_S[2].item() == pytest.approx(loss.item(), abs=1e-6)
     assert state.step_losses_S.count_nonzero() == 1
     assert state.step == 2
@@ -393,7 +401,7 @@ def test_fit_equals_a_loop_of_plain_torch(tmp_path):
     best: dict[str, torch.Tensor] = {}
     for epoch in range(EPOCHS):
         order = generator(SEED, Purpose.ORDER, epoch).permutation(len(TRAIN))
-        summed, correct = 0.0, 0
+        summed, right = 0.0, np.zeros(CLASSES)
         model.train()
         for position, rows in enumerate(np.split(order, [4, 8, 12, 16])):
             lr = schedule(epoch * STEPS + position)
@@ -406,7 +414,8 @@ def test_fit_equals_a_loop_of_plain_torch(tmp_path):
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             summed += loss.item() * len(rows)
-            correct += int((logits.argmax(1) == labels[rows]).sum())
+            called = logits.argmax(1) == labels[rows]
+            right += np.bincount(labels[rows][called], minlength=CLASSES)
         metrics = validate(model)
         if all(metrics["val/loss"] < record["val/loss"] for record in expected):  # type: ignore[operator]
             best = {name: value.clone() for name, value in model.state_dict().items()}
@@ -415,7 +424,10 @@ def test_fit_equals_a_loop_of_plain_torch(tmp_path):
             {
                 "epoch": epoch + 1,
                 "train/loss": summed / len(TRAIN),
-                "train/accuracy": correct / len(TRAIN),
+                "train/accuracy": right.sum() / len(TRAIN),
+                "train/balanced_accuracy": float(
+                    (right / np.bincount(LABELS[TRAIN], minlength=CLASSES)).mean()
+                ),
                 **metrics,
                 "lr": lr,
             }

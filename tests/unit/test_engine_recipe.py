@@ -407,7 +407,7 @@ def test_everything_at_once_resumes_exactly(tmp_path):
     def shorter(init: int) -> TrainState:
         state = make(init)
         state.step_losses_S = torch.zeros(3)
-        state.step_correct_S = torch.zeros(3, dtype=torch.int64)
+        state.step_counts_S2K = torch.zeros((3, 2, CLASSES), dtype=torch.int64)
         return state
 
     whole, resumed = whole_and_resumed(tmp_path, shorter, call=8, **options)

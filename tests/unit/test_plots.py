@@ -44,6 +44,7 @@ def history(epochs: int = 6) -> list[dict[str, object]]:
             "val/loss": 2.2 / epoch,
             "train/accuracy": 1 - 0.5 / epoch,
             "val/accuracy": 1 - 0.6 / epoch,
+            "train/balanced_accuracy": 1 - 0.7 / epoch,
             "val/balanced_accuracy": 1 - 0.8 / epoch,
             "val/macro_f1": 0.5,
             "val/macro_auc": None,
@@ -149,6 +150,7 @@ class TestTrainingCurves:
             {
                 "train, accuracy": "train/accuracy",
                 "validation, accuracy": "val/accuracy",
+                "train, balanced accuracy": "train/balanced_accuracy",
                 "validation, balanced accuracy": "val/balanced_accuracy",
             },
             {"learning rate": "lr"},
