@@ -205,7 +205,7 @@ class Panel:
     ) -> Prediction:
         probs_K = answer.probs_NK[position]
         best = int(probs_K.argmax())
-        unsure = answer.uncertainty
+        unsure = answer.uncertainty.columns()
         return Prediction(
             image=one.name,
             predicted_class=self.classes[best],
@@ -213,10 +213,7 @@ class Panel:
             confidence=float(probs_K[best]),
             probabilities=dict(zip(self.classes, probs_K.tolist(), strict=True)),
             uncertainty=ImageUncertainty(
-                predictive_entropy=float(unsure.entropy_N[position]),
-                mutual_information=float(unsure.mutual_information_N[position]),
-                predicted_class_deviation=float(unsure.deviation_N[position]),
-                margin=float(unsure.margin_N[position]),
+                **{name: float(values_N[position]) for name, values_N in unsure.items()}
             ),
             prediction_set=prediction_set,
             prediction_set_note=note,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -78,7 +79,7 @@ def method_of(name: str | None, weights: Sequence[float] | None) -> Ensemble:
 
 
 def find_way(
-    views: Views, method: Ensemble, members: Sequence[ModelFacts], *, home: Any, amp: str
+    views: Views, method: Ensemble, members: Sequence[ModelFacts], *, home: Path, amp: str
 ) -> Way:
     """Return the way, with the models' weights and what `evaluate` fitted for it.
 
