@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,7 +106,7 @@ def _about(panel: Panel, way: Way, config: Node, batch_size: int) -> Node:
         "given": config["images"],
         "models": [_sha256(model.path) for model in panel.models],
         "way": way_of(way.views, way.method, way.weights_M),
-        "fit": way.fit,
+        "fit": hashlib.sha256(json.dumps(way.fit, sort_keys=True).encode()).hexdigest(),
         "set_method": panel.set_method,
         "batch_size": batch_size,
         "device": str(panel.device),
