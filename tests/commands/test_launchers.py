@@ -26,6 +26,29 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def test_ray_makes_the_same_runs_on_a_cluster_of_this_machine(python, tiny, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="dermalyze[ray]")
+    words = (*tiny, "tracking=none", "sweep.evaluate=false")
+    sweep = tmp_path / "sweep"
+    started = subprocess.run(
+        [
+            *(sys.executable, "-m", "dermalyze.train", "-m", *words, "hydra/launcher=ray"),
+            *("training.seed=7,-1,13", f"hydra.sweep.dir={sweep}"),
+        ],
+        cwd=tmp_path,
+        # Ray's processes are nice, so that on a busy machine they would never end.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert started.returncode == 2, started.stdout + started.stderr
+    assert "3 jobs: 2 done, 1 failed" in started.stdout
+    for number, seed in ((0, 7), (2, 13)):
+        python("-m", "dermalyze.train", *words, f"training.seed={seed}", f"hydra.run.dir={seed}")
+        assert_same_run(sweep / str(number), tmp_path / str(seed))
+
+
 def test_joblib_killed_and_stopped_goes_on_under_another_launcher(python, tiny, tmp_path):
     """A job that the system kills, then Ctrl-C in the terminal of the sweep: all its processes."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="dermalyze[joblib]")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -19,6 +20,7 @@ from dermalyze import machine
 from dermalyze.checkpoint_file import BEST
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.evaluation.metrics import summary_metrics
 from dermalyze.inference.loading import best_checkpoints
 from dermalyze.sweep_folder import (
     Job,
@@ -34,6 +36,7 @@ from dermalyze.sweeps import launchers
 from dermalyze.sweeps.ensemble import ensemble_problem, write_ensemble
 from dermalyze.sweeps.findings import Finding, components, spread
 from dermalyze.sweeps.job import job_name
+from dermalyze.sweeps.out_of_fold import write_out_of_fold
 from dermalyze.sweeps.sweep import resumed_words
 from dermalyze.sweeps.table import comparison_table
 
@@ -236,6 +239,36 @@ def test_the_table_compares_recipes_by_validation() -> None:
         ["test"],
         ["all of them as an ensemble", "0.8750"],
     ]
+
+
+def test_each_image_is_predicted_by_the_models_that_were_not_trained_on_its_fold(
+    tmp_path: Path,
+) -> None:
+    """Two folds with two seeds each: the mean over seeds, in the fold that tests the image."""
+    probs = {("0", "7"): 0.25, ("0", "9"): 0.5, ("1", "7"): 0.75, ("1", "9"): 1.0}
+    found = []
+    for number, ((fold, seed), mel) in enumerate(probs.items()):
+        folder = tmp_path / str(number)
+        (folder / "evaluation" / "test").mkdir(parents=True)
+        image, dx, label = (("a", "mel", 0), ("b", "nv", 1))[int(fold)]
+        rows = [image, f"lesion_{image}", dx, mel, 1 - mel]
+        columns = "image_id,lesion_id,dx,probability_mel,probability_nv"
+        text = f"{columns}\n{','.join(map(str, rows))}\n"
+        (folder / "evaluation" / "test" / "predictions.csv").write_text(text)
+        metrics = summary_metrics(np.array([label]), np.array([[mel, 1 - mel]]))
+        report = {"confusion_matrix": {"classes": ["mel", "nv"]}, "metrics": metrics}
+        (folder / "evaluation" / "test" / "evaluation_metrics.json").write_text(json.dumps(report))
+        chance = {"data.split.fold": fold, "training.seed": seed}
+        found.append(a_finding(number, chance=chance, test=0.5, folder=folder))
+    path = write_out_of_fold(tmp_path, found)
+    assert path is not None
+    table = pd.read_csv(path, dtype={"fold": str})
+    columns_shown = ["image_id", "dx", "fold", "runs", "predicted", "probability_mel"]
+    assert table[columns_shown].to_numpy().tolist() == [
+        ["a", "mel", "0", 2, "nv", 0.375],
+        ["b", "nv", "1", 2, "mel", 0.875],
+    ]
+    assert write_out_of_fold(tmp_path, [a_finding(9, test=0.5)]) is None
 
 
 # The ensemble
