@@ -25,6 +25,7 @@ from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError, DataError
 from dermalyze.inference.onnx_file import ONNX, OnnxNetwork, read_onnx
 from dermalyze.models.classifier import Classifier
+from dermalyze.multirun_folder import numbered_jobs
 from dermalyze.sweep_folder import ENSEMBLE, is_twin
 
 logger = logging.getLogger(__name__)
@@ -85,11 +86,10 @@ def best_checkpoints(checkpoint: str | Sequence[str]) -> list[Path]:
     folder = Path(checkpoint)
     if folder.suffix == ".yaml":
         return [best_checkpoint(str(folder.parent / name)) for name in _listed(folder)]
-    jobs = [job for job in folder.glob("*") if job.name.isdigit() and job.is_dir()]
-    jobs = [job for job in jobs if not is_twin(job)]
+    jobs = [job for job in numbered_jobs(folder) if not is_twin(job)]
     if not jobs or (folder / BEST).exists():
         return [best_checkpoint(checkpoint)]
-    return [best_checkpoint(str(job)) for job in sorted(jobs, key=lambda job: int(job.name))]
+    return [best_checkpoint(str(job)) for job in jobs]
 
 
 def _listed(file: Path) -> list[str]:
