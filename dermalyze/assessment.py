@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 
 from dermalyze.compute import choose_device
@@ -26,10 +25,11 @@ from dermalyze.judged_images import (
 )
 from dermalyze.members import Members, read_members
 from dermalyze.reporting.results import results
+from dermalyze.reporting.unlike_training import unlikeness
 from dermalyze.reporting.written import write_evaluation
 from dermalyze.tracking.mlflow_tracker import tracker_of
 from dermalyze.tracking.run_download import local_checkpoints
-from dermalyze.validation_fit import validation_fit
+from dermalyze.validation_fit import Validated, validation_fit
 
 Node = dict[str, Any]
 
@@ -79,9 +79,12 @@ def assess(config: Node) -> Assessment:
     answer = members.answer(rows, val_rows, method)
     way = way_of(views, method, answer.weights_M)
 
-    def on_validation() -> tuple[np.ndarray, np.ndarray]:
+    def on_validation() -> Validated:
         rows_V = shared_part("val", table, facts)
-        return table.labels[rows_V], members.answer(rows_V, val_rows, method).probs_NK
+        lesion_ids_V = table.frame["lesion_id"].iloc[rows_V].to_numpy()
+        return Validated(
+            table.labels[rows_V], lesion_ids_V, members.answer(rows_V, val_rows, method)
+        )
 
     home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
     fitted, why_not = validation_fit(
@@ -99,6 +102,7 @@ def assess(config: Node) -> Assessment:
         config=config,
         fitted=fitted,
         why_not_fitted=why_not,
+        unlike_N=unlikeness(fitted, answer.features_MNF, answer.weights_M),
     )
     part = _part(config["split"], facts, views, method, adjustment)
     folder = Path(config["output"] or home / "evaluation" / part)

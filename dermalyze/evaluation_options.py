@@ -36,3 +36,11 @@ class Abstention(_Options):
     """`abstention.*` of `evaluate`."""
 
     error: float = Field(ge=0, le=1)
+
+
+class UnlikeTraining(_Options):
+    """`unlike_training.*` of `evaluate`."""
+
+    share: float = Field(gt=0, lt=1)
+    directions: int = Field(ge=1)
+    folds: int = Field(ge=2)

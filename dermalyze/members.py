@@ -14,6 +14,7 @@ from dermalyze.data.table import LesionTable
 from dermalyze.evaluation.logit_adjustment import adjusted_probabilities
 from dermalyze.inference.answer import Answer, answer_together, over_views
 from dermalyze.inference.ensemble import Candidates, Ensemble
+from dermalyze.inference.features import Features
 from dermalyze.inference.forward import predict_views
 from dermalyze.inference.loading import (
     ModelFacts,
@@ -71,7 +72,8 @@ class Members:
         """
         split_at = len(rows_N)
         rows = rows_N if val_rows is None else np.concatenate([rows_N, val_rows])
-        probs_MVNK = np.stack([self._probabilities(member, rows) for member in self.facts])
+        looked = [self._look(member, rows) for member in self.facts]
+        probs_MVNK = np.stack([probs_VNK for probs_VNK, _ in looked])
         probs_MNK = over_views(probs_MVNK, self.views.aggregation)
         candidates = Candidates(
             [str(member.path) for member in self.facts],
@@ -85,10 +87,11 @@ class Members:
             probs_MVNK[:, :, :split_at],
             aggregation=method.aggregation,
             weights_M=weights_M,
+            features_MNF=[None if found is None else found[:split_at] for _, found in looked],
         )
 
-    def _probabilities(self, member: ModelFacts, rows_N: np.ndarray) -> np.ndarray:
-        """Return probs_VNK of one model, which is loaded for this and then let go."""
+    def _look(self, member: ModelFacts, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return probs_VNK and features_NF of one model, loaded for this and then let go."""
         trained, config = load_model(member.path, self.device), self.config
         store = open_store(
             self.table,
@@ -97,17 +100,19 @@ class Members:
             self.device,
             encoding=trained.encoding,
         )
-        probs_VNK = predict_views(
-            trained.model,
-            store,
-            rows_N,
-            views=self.views,
-            batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
-            precision=choose_precision(config["amp"], self.device),
-        )
-        if self.adjustment is None:
-            return probs_VNK
-        counts_K, tau = list(self.adjustment["class_counts"].values()), self.adjustment["tau"]
-        return np.stack(
-            [adjusted_probabilities(probs_NK, counts_K, tau=tau) for probs_NK in probs_VNK]
-        )
+        features = Features(views=len(self.views))
+        with features.gathered_from(trained.model):
+            probs_VNK = predict_views(
+                trained.model,
+                store,
+                rows_N,
+                views=self.views,
+                batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
+                precision=choose_precision(config["amp"], self.device),
+            )
+        if self.adjustment is not None:
+            counts_K, tau = list(self.adjustment["class_counts"].values()), self.adjustment["tau"]
+            probs_VNK = np.stack(
+                [adjusted_probabilities(probs_NK, counts_K, tau=tau) for probs_NK in probs_VNK]
+            )
+        return probs_VNK, features.array()

@@ -15,7 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dermalyze.config import all_target_problems, plain, raise_problems
 from dermalyze.contradictions import contradictions
 from dermalyze.errors import nearest
-from dermalyze.evaluation_options import Abstention, Intervals, Sets, Subgroups
+from dermalyze.evaluation_options import (
+    Abstention,
+    Intervals,
+    Sets,
+    Subgroups,
+    UnlikeTraining,
+)
 from dermalyze.frequency_correction import frequency_problems
 
 Node = dict[str, Any]
@@ -214,6 +220,7 @@ class Evaluation(_Part):
     intervals: Intervals
     sets: Sets
     abstention: Abstention
+    unlike_training: UnlikeTraining
     specificities: list[Annotated[float, Field(ge=0, le=1)]]
     subgroups: Subgroups
     track: bool

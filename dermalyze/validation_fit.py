@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dermalyze.inference.answer import Answer
 from dermalyze.inference.identity import run_of, trained_as
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.reporting.fitted import fit_on_validation, keep, kept
+from dermalyze.reporting.unlike_training import fit_unlikeness
 
 Node = dict[str, Any]
+
+
+class Validated(NamedTuple):
+    """The validation images: their classes and lesions, and what the models say of them."""
+
+    labels_V: np.ndarray
+    lesion_ids_V: np.ndarray
+    answer: Answer
 
 
 def validation_fit(
@@ -21,9 +31,9 @@ def validation_fit(
     *,
     home: Path,
     prediction: Node,
-    on_validation: Callable[[], tuple[np.ndarray, np.ndarray]],
+    on_validation: Callable[[], Validated],
 ) -> tuple[Node | None, str | None]:
-    """Return temperature, sets and threshold of abstention; or None, and why there are none.
+    """Return what `fit_on_validation` and `fit_unlikeness` find; or None, and why there is none.
 
     Args:
         config: checked, plain, of `python -m dermalyze.evaluate`.
@@ -31,7 +41,7 @@ def validation_fit(
         home: folder that keeps what is fitted.
         prediction: how the models predict: views, ensemble and corrections, as plain values. What
             was fitted for another way is fitted anew.
-        on_validation: () -> labels_V and probs_VK of the validation part; called when needed.
+        on_validation: called when it is needed.
     """
     for member in facts:
         if run_of(member) is None:
@@ -41,15 +51,19 @@ def validation_fit(
         "prediction": prediction,
         "sets": config["sets"],
         "abstention": config["abstention"],
+        "unlike_training": config["unlike_training"],
     }
     fitted = kept(home, about)
     if fitted is not None:
         return fitted, None
     if config["data"].get("source") is not None:
         return None, "not fitted yet: evaluate split=test of the model's own run first"
-    labels_V, probs_VK = on_validation()
+    labels_V, lesion_ids_V, answer = on_validation()
     fitted = fit_on_validation(
-        labels_V, probs_VK, sets=config["sets"], abstention=config["abstention"]
+        labels_V, answer.probs_NK, sets=config["sets"], abstention=config["abstention"]
+    )
+    fitted["unlike_training"] = fit_unlikeness(
+        answer.features_MNF, lesion_ids_V, answer.weights_M, **config["unlike_training"]
     )
     home.mkdir(parents=True, exist_ok=True)
     keep(home, about, fitted)

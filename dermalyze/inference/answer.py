@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,16 @@ from dermalyze.inference.uncertainty import Uncertainty, uncertainty
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What models say together: probs_NK, how sure they are, and the weight of each model."""
+    """What models say together: probs_NK, how sure they are, and the weight of each model.
+
+    `features_MNF` are what each saw of the images, see `features`; None of a model that has none,
+    and empty where they were not asked for.
+    """
 
     probs_NK: np.ndarray
     uncertainty: Uncertainty
     weights_M: np.ndarray
+    features_MNF: Sequence[np.ndarray | None] = ()
 
 
 def over_views(probs_MVNK: np.ndarray, aggregation: Aggregation) -> np.ndarray:
@@ -34,6 +40,7 @@ def answer_together(
     *,
     aggregation: Aggregation,
     weights_M: np.ndarray,
+    features_MNF: Sequence[np.ndarray | None] = (),
 ) -> Answer:
     """Return what M models say of N images, and how sure they are.
 
@@ -42,9 +49,11 @@ def answer_together(
         probs_MVNK: what they were made of.
         aggregation: of the models.
         weights_M: of each, >= 0, summing to 1.
+        features_MNF: handed on.
 
     Raises:
         DataError: see `aggregated`.
     """
     probs_NK = aggregated(probs_MNK, aggregation=aggregation, weights_V=weights_M)
-    return Answer(probs_NK, uncertainty(probs_NK, probs_MVNK, weights_M), weights_M)
+    unsure = uncertainty(probs_NK, probs_MVNK, weights_M)
+    return Answer(probs_NK, unsure, weights_M, features_MNF)

@@ -93,7 +93,7 @@ def _metrics(report: Node) -> list[Element]:
 
 
 def _trust(report: Node) -> list[Element]:
-    """Calibration, sets and abstention, as far as validation has fitted them."""
+    """Calibration, sets, abstention and unlikeness, as far as validation has fitted them."""
     calibration, sets, abstention = (report[key] for key in ("calibration", "sets", "abstention"))
     content = [element("h2", "How far to trust a probability")]
     if calibration["temperature"] is None:
@@ -124,6 +124,16 @@ def _trust(report: Node) -> list[Element]:
                 f"Silent below a confidence of {abstention['abstain_below']:.3f}, chosen on "
                 f"validation, the model answers {abstention['coverage']:.1%} of the images and "
                 f"errs in {abstention['error']:.1%} of those.",
+            )
+        )
+    unlike = report["unlike_training"]
+    if unlike["flagged"] is not None:
+        content.append(
+            element(
+                "p",
+                f"{unlike['flagged']:.1%} of the images are flagged as unlike those of validation: "
+                f"their features are further away than {unlike['flag_above']:.2f}, where 1 is "
+                "usual. What a model says of such images, of other things perhaps, means nothing.",
             )
         )
     return content

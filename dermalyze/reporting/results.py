@@ -16,6 +16,7 @@ from dermalyze.reporting.fitted import (
     sets_report,
 )
 from dermalyze.reporting.measures import Bootstrap, metrics_with_intervals, subgroups
+from dermalyze.reporting.unlike_training import unlikeness_columns, unlikeness_report
 
 Node = dict[str, Any]
 
@@ -24,7 +25,7 @@ class Results(NamedTuple):
     """The report, and columns of predictions.csv: {name: value of each image}."""
 
     report: Node
-    columns: dict[str, list[str]]
+    columns: dict[str, list[Any]]
 
 
 def results(
@@ -36,6 +37,7 @@ def results(
     config: Node,
     fitted: Node | None,
     why_not_fitted: str | None,
+    unlike_N: np.ndarray | None,
 ) -> Results:
     """Measure predictions in every way that `conf/evaluate.yaml` asks for.
 
@@ -46,6 +48,7 @@ def results(
         config: checked, plain: intervals, specificities, subgroups and sets are read.
         fitted: see `fitted.fit_on_validation`; None where there is none, for the reason
             `why_not_fitted`.
+        unlike_N: see `unlike_training.unlikeness`.
 
     Raises:
         ConfigError: the edges of the age bands do not rise.
@@ -77,10 +80,10 @@ def results(
         "calibration": calibration_report(labels_N, probs_NK, fitted, why_not=why_not_fitted),
         "sets": sets_report(labels_N, sets, classes, config["sets"]["level"]),
         "abstention": abstention_report(labels_N, probs_NK, fitted),
+        "unlike_training": unlikeness_report(unlike_N, fitted, why_not=why_not_fitted),
     }
-    return Results(
-        report, {f"set_{name}": _named(sets_NK, classes) for name, sets_NK in sets.items()}
-    )
+    named = {f"set_{name}": _named(sets_NK, classes) for name, sets_NK in sets.items()}
+    return Results(report, named | unlikeness_columns(unlike_N, fitted))
 
 
 def _named(sets_NK: np.ndarray, classes: Sequence[str]) -> list[str]:

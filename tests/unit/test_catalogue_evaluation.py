@@ -168,7 +168,14 @@ def evaluation(own: LesionTable, tmp_path_factory: pytest.TempPathFactory) -> Pa
     labels_N = own.frame["label"].to_numpy()
     probs_NK = 0.4 * np.random.default_rng(0).dirichlet(np.ones(3), 8) + 0.6 * np.eye(3)[2]
     found = results(
-        labels_N, probs_NK, own.frame, CLASSES, config=config, fitted=None, why_not_fitted="no"
+        labels_N,
+        probs_NK,
+        own.frame,
+        CLASSES,
+        config=config,
+        fitted=None,
+        why_not_fitted="no validation part",
+        unlike_N=None,
     )
     about = {
         "data": own.name,

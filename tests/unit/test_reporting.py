@@ -134,6 +134,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     fitted = None
     if validated:
         fitted = fit_on_validation(*sampled(2), sets=CONFIG["sets"], abstention={"error": 0.2})
+        fitted["unlike_training"] = {"members": [], "flag_above": 1.5, "reason": None}
     why_not = None if validated else "no validation part"
     found = results(
         labels_N,
@@ -143,13 +144,23 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         config=CONFIG,
         fitted=fitted,
         why_not_fitted=why_not,
+        unlike_N=np.arange(60) / 20 if validated else None,  # 29 of them are above 1.5
     )
     assert json.loads(json.dumps(found.report, allow_nan=False)) == found.report
     predicted_N = probs_NK.argmax(axis=1)
     shares = sk.confusion_matrix(labels_N, predicted_N, normalize="true")
     np.testing.assert_allclose(found.report["confusion_matrix"]["share_of_true"], shares)
     assert sorted(found.columns) == (
-        ["set_aps", "set_class_conditional", "set_lac", "set_raps"] if validated else []
+        [
+            "set_aps",
+            "set_class_conditional",
+            "set_lac",
+            "set_raps",
+            "unlike_training",
+            "unlike_training_flag",
+        ]
+        if validated
+        else []
     )
     write_figures(tmp_path, labels_N, probs_NK, frame, CLASSES, found.report)
     Image.new("RGB", (8, 8)).save(tmp_path / "confusion_matrix.png")
@@ -182,3 +193,5 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     assert len(seen.sources) == 7
     assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
     assert ("Not calibrated: no validation part." in seen.text) is not validated
+    text = "".join(seen.text)
+    assert ("48.3% of the images are flagged as unlike those of validation" in text) is validated
