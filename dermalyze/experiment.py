@@ -227,24 +227,27 @@ def _train(
         metrics = summary_metrics(data.table.labels[rows], probs_NK)
         return {f"val/{name}": value for name, value in metrics.items()}
 
-    with tracked(
-        tracker,
-        name=run_name(folder),
-        folder=folder,
-        parameters=flat_parameters(redacted(OmegaConf.to_container(cfg))),
-        tags={
-            **{f"software.{name}": str(value) for name, value in versions.items()},
-            "git_commit": str(git_commit()),
-            "table_fingerprint": data.table.fingerprint,
-            "split_fingerprint": data.split.fingerprint,
-            "split_method": data.split.method,
-            "split_leaks": _leaks(data),
-            **parent_tags(folder.parent),
-            **(trial.tags if trial else {}),
-            "disclaimer": DISCLAIMER,
-        },
-        history=state.history,
-    ), traced(step, folder) if training["profile"] and ranks.is_writer else nullcontext():
+    with (
+        tracked(
+            tracker,
+            name=run_name(folder),
+            folder=folder,
+            parameters=flat_parameters(redacted(OmegaConf.to_container(cfg))),
+            tags={
+                **{f"software.{name}": str(value) for name, value in versions.items()},
+                "git_commit": str(git_commit()),
+                "table_fingerprint": data.table.fingerprint,
+                "split_fingerprint": data.split.fingerprint,
+                "split_method": data.split.method,
+                "split_leaks": _leaks(data),
+                **parent_tags(folder.parent),
+                **(trial.tags if trial else {}),
+                "disclaimer": DISCLAIMER,
+            },
+            history=state.history,
+        ),
+        traced(step, folder) if training["profile"] and ranks.is_writer else nullcontext(),
+    ):
         fit(
             state,
             training_step=step,

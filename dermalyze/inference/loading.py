@@ -101,8 +101,8 @@ def _listed(file: Path) -> list[str]:
             raise ValueError("no list of names")
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         raise CheckpointError(
-            f"checkpoint={file}: lists no checkpoints ({error}). Give the {ENSEMBLE} of a sweep, or "
-            "the runs themselves: checkpoint=[A,B]."
+            f"checkpoint={file}: lists no checkpoints ({error}). Give the {ENSEMBLE} of a sweep, "
+            "or the runs themselves: checkpoint=[A,B]."
         ) from error
     return listed
 

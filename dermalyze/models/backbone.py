@@ -56,7 +56,8 @@ class Backbone(nn.Module):
         if features.ndim == 3:  # tokens: drop class and register tokens, lay the rest on the grid
             tokens_BNC = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
             height, width = self.network.patch_embed.grid_size
-            return tokens_BNC.transpose(1, 2).unflatten(2, (height, width))
+            map_BCHW: torch.Tensor = tokens_BNC.transpose(1, 2).unflatten(2, (height, width))
+            return map_BCHW
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2)
         return features
