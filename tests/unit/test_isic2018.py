@@ -34,7 +34,7 @@ def scored_by_the_challenge(
 ):
     scoring = pytest.importorskip(
         "isic_challenge_scoring.classification",
-        reason="isic-challenge-scoring is not installed: pip install isic-challenge-scoring",
+        reason="isic-challenge-scoring is not installed: pip install 'dermalyze[reference]'",
     )
     # The package is of the time when pandas called it so.
     monkeypatch.setattr(pd.DataFrame, "applymap", pd.DataFrame.map, raising=False)
@@ -48,6 +48,7 @@ def scored_by_the_challenge(
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of pandas and scikit-learn, at the package
 @pytest.mark.parametrize("seed", range(3))
 def test_the_file_scores_there_what_is_reported_here(
