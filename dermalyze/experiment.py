@@ -18,13 +18,8 @@ from torch import nn
 from dermalyze.checkpoint_file import BEST, remove_leftovers
 from dermalyze.compute import choose_device, choose_precision, numerics, set_threads
 from dermalyze.config import raise_problems
-from dermalyze.data.batches import ImageStore, open_store
-from dermalyze.data.decode import PreprocessSpec
-from dermalyze.data.metadata_features import MetadataEncoding, fit_encoding
-from dermalyze.data.split import Split, save_split
+from dermalyze.data.split import save_split
 from dermalyze.data.split_files import ABOUT
-from dermalyze.data.table import LesionTable
-from dermalyze.dataset import check_parts, read_table
 from dermalyze.distributed import Ranks, joined, rank_problems
 from dermalyze.engine.checkpoints import NoCheckpoints, RunCheckpoints
 from dermalyze.engine.interruption import Interruption
@@ -40,13 +35,14 @@ from dermalyze.frequency_correction import frequency_corrections
 from dermalyze.inference.forward import predict_probabilities
 from dermalyze.launch import launch_of
 from dermalyze.recipe import build
+from dermalyze.redaction import redacted
+from dermalyze.run_data import load_data
 from dermalyze.run_folder import (
     ORIGIN,
     SHARED_CONFIG,
     flat_parameters,
     git_commit,
     origin,
-    redacted,
     save_config,
     software,
     values_of_all_machines,
@@ -78,37 +74,6 @@ class Outcome:
     best: Record
     best_value: float
     how_to_look: str
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The images of a run, their table, who is in which part, and what a model is told.
-
-    `encoding` is fitted on the training part. `training_store` holds the same rows as `store`, as
-    training sees them: at `data.cache_size`.
-    """
-
-    table: LesionTable
-    split: Split
-    store: ImageStore
-    training_store: ImageStore
-    preprocess: PreprocessSpec
-    encoding: MetadataEncoding
-
-    def class_counts(self) -> list[int]:
-        """Return how many training images each class has, in the order of the classes."""
-        labels = self.table.labels[self.split.train]
-        counts: list[int] = np.bincount(labels, minlength=len(self.table.classes)).tolist()
-        return counts
-
-    def lesions(self, part: str) -> list[str]:
-        """Return the lesion ids of a part of the split, sorted, as they stand in the source.
-
-        Of lesions that were joined as duplicates all ids, so that none of them is taken for unseen
-        where the data are read without joining.
-        """
-        rows = self.split.part(part)
-        return sorted(set(self.table.original_lesions.iloc[rows]))
 
 
 def run_training(
@@ -239,7 +204,7 @@ def _train(
                 "table_fingerprint": data.table.fingerprint,
                 "split_fingerprint": data.split.fingerprint,
                 "split_method": data.split.method,
-                "split_leaks": _leaks(data),
+                "split_leaks": data.leaks(),
                 **parent_tags(folder.parent),
                 **(trial.tags if trial else {}),
                 "disclaimer": DISCLAIMER,
@@ -273,39 +238,6 @@ def _train(
         if ranks.is_writer:
             _log_results(tracker, folder, state)
     return _outcome(folder, state, tracker)
-
-
-def load_data(config: Node, device: torch.device) -> RunData:
-    """Read the table, split it, and open its images."""
-    data, cache = config["data"], config["paths"]["cache"]
-    draw_split = instantiate(data["split"], _convert_="all")  # its sizes are checked before reading
-    table = read_table(data, cache=cache)
-    split: Split = draw_split(table.frame, table.classes)
-    check_parts(table, split, data, cache=cache)
-    preprocess = PreprocessSpec(image_size=config["data"]["image_size"])
-    columns = config["model"]["metadata"]["columns"]
-    encoding = fit_encoding(table.frame.iloc[split.train], columns)
-    store = training_store = open_store(table, preprocess, cache, device, encoding=encoding)
-    if data["cache_size"] not in (None, preprocess.image_size):
-        stored = PreprocessSpec(image_size=data["cache_size"])
-        training_store = open_store(table, stored, cache, device, encoding=encoding)
-    logger.info(
-        "data: %s, %d images: %d train, %d val, %d test, %d in no part (split %s)",
-        table.name,
-        len(table),
-        len(split.train),
-        len(split.val),
-        len(split.test),
-        len(split.unused),
-        split.fingerprint[:12],
-    )
-    return RunData(table, split, store, training_store, preprocess, encoding)
-
-
-def _leaks(data: RunData) -> str:
-    """Return whether lesions are in several parts, in words for whoever compares runs."""
-    torn = len(data.split.torn_lesions(data.table.frame))
-    return f"yes: {torn} lesions are in several parts" if torn else "no"
 
 
 def _rebuildable(model: Node) -> Node:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.redaction import redacted, shown
 from dermalyze.taxonomy import DISCLAIMER
 
 CONFIG = "config.yaml"
@@ -38,8 +38,6 @@ FREE_ON_RESUME = (
     "training.threads",
 )
 
-_SECRET = re.compile(r"pass(word|wd)?|secret|token|api_?key|credential", re.IGNORECASE)
-_URI_USER = re.compile(r"(?<=://)[^/\s]+@")
 _PACKAGES = (
     "dermalyze",
     "torch",
@@ -166,25 +164,6 @@ def values_of_all_machines(config: dict[str, Any]) -> dict[str, str]:
     own = ("data.root", "paths", "tracking")
     values = flat_parameters(config)
     return {name: value for name, value in values.items() if not _is_below(name, own)}
-
-
-def redacted(node: Any, key: str = "") -> Any:
-    """Return containers with secrets replaced: by the name of their key, or inside addresses."""
-    if _SECRET.search(key) and node not in (None, ""):
-        return "(redacted)"
-    if isinstance(node, dict):
-        return {name: redacted(value, str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [redacted(value) for value in node]
-    if isinstance(node, str):
-        return _URI_USER.sub("(redacted)@", node)
-    return node
-
-
-def shown(argument: str) -> str:
-    """Return a command's argument, such as `tracking.uri=ADDRESS`, without secrets."""
-    name, equals, value = argument.partition("=")
-    return f"{name}{equals}{redacted(value, name)}" if equals else str(redacted(argument))
 
 
 def software(*, device: str, threads: int, precision: str) -> dict[str, Any]:

@@ -284,6 +284,15 @@ def checked(cfg: DictConfig, schema: type[BaseModel]) -> Node:
     return container
 
 
+def check_run_values(cfg: DictConfig) -> None:
+    """Check of a training run what needs nothing imported that it would train with.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, values out of range.
+    """
+    raise_problems(_problems(Run, plain(cfg)))
+
+
 def checked_run(cfg: DictConfig) -> Node:
     """Return a training run's config, checked also for options that contradict each other.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from dermalyze.errors import ConfigError
 from dermalyze.files import write_json
-from dermalyze.run_folder import shown
+from dermalyze.redaction import shown
 
 SWEEP = "sweep.json"
 SHARED_SWEEP = "sweep_redacted.json"
@@ -143,3 +143,8 @@ def _without_secrets(node: Any) -> Any:
     if isinstance(node, list):
         return [_without_secrets(value) for value in node]
     return shown(node) if isinstance(node, str) else node
+
+
+def override_key(override: str) -> str:
+    """Return what an override changes: of "training.seed=7" that is "training.seed"."""
+    return override.partition("=")[0]

@@ -14,8 +14,7 @@ from dermalyze.checkpoint_file import BEST
 from dermalyze.evaluation.predictions import METRICS_FILE
 from dermalyze.evaluation.variance_components import variance_components
 from dermalyze.inference.loading import ModelFacts, read_facts
-from dermalyze.sweep_folder import Job
-from dermalyze.sweeps.sweep import override_key
+from dermalyze.sweep_folder import Job, override_key
 
 SEED = "training.seed"
 FOLD = "data.split.fold"

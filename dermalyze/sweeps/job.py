@@ -22,6 +22,7 @@ from dermalyze.sweep_folder import (
     Job,
     Status,
     claim,
+    override_key,
     read_job,
     read_sweep,
     stop_asked,
@@ -85,7 +86,7 @@ def job_name(overrides: list[str], fixed: list[str]) -> str:
         overrides: of the job, such as "training.seed=7".
         fixed: the keys that have one value in the whole sweep.
     """
-    apart = [override for override in overrides if override.partition("=")[0] not in fixed]
+    apart = [override for override in overrides if override_key(override) not in fixed]
     return ", ".join(apart) or "as it stands"
 
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from dermalyze.errors import ConfigError, DermalyzeError
@@ -28,9 +29,11 @@ from dermalyze.sweep_folder import (
     ask_to_stop,
     forget_requests,
     jobs_of,
+    override_key,
     read_sweep,
     write_sweep,
 )
+from dermalyze.sweeps.choices import check_choices
 from dermalyze.sweeps.launchers import check_launcher
 from dermalyze.sweeps.own_process import in_own_process
 from dermalyze.tracking.run_lock import run_lock
@@ -121,13 +124,21 @@ class OpenSweep:
         self._held.close()
 
 
+class _RefusedError(BaseException):
+    """Carries an error past Hydra, which turns those of a callback into warnings."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 _open: list[OpenSweep] = []  # one at most: Hydra makes its callbacks itself, and copies them
 
 
 def begin_sweep(config: DictConfig) -> None:
-    """Take the sweep's folder and begin its MLflow run; exit with 2 where that cannot be.
+    """Check what is to be run, take the sweep's folder and begin its MLflow run.
 
-    Hydra turns a callback's errors into warnings, so this one exits instead.
+    What is wrong is raised by `whole_sweep`.
 
     Args:
         config: as Hydra composed it for the whole sweep, its own part included.
@@ -138,10 +149,10 @@ def begin_sweep(config: DictConfig) -> None:
     sweep = OpenSweep(Path(config.hydra.sweep.dir), run)
     try:
         check_launcher(config.hydra.launcher._target_)
+        check_choices(config)
         sweep.take(config)
-    except DermalyzeError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from error
+    except (DermalyzeError, HydraException) as error:
+        raise _RefusedError(error) from error
     _open.append(sweep)
     sweep.listen()
     in_own_process(partial(_begin_tracking, sweep), stop_asked=_never)
@@ -152,12 +163,15 @@ def whole_sweep() -> Iterator[None]:
     """End the sweep that is begun within this context, if one is, however its jobs end.
 
     Raises:
-        SystemExit: with what a sweep ends with whose jobs are not all done.
+        SystemExit: with what the sweep ends with.
+        DermalyzeError, HydraException: why it cannot begin.
     """
     try:
         yield
         if _open:
             raise SystemExit(_open[0].end())
+    except _RefusedError as refused:
+        raise refused.error from refused
     except BaseException as error:
         if _open and not _open[0].ended:  # a launcher that broke off, or a second Ctrl-C
             _open[0].stopped_by |= signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
@@ -194,11 +208,6 @@ def resumed_words(words: Sequence[str]) -> list[str]:
         if override_key(word) not in keys and not word.startswith(of_the_other_launcher)
     ]
     return ["--multirun", *kept, *typed]
-
-
-def override_key(override: str) -> str:
-    """Return what an override changes: of "training.seed=7" that is "training.seed"."""
-    return override.partition("=")[0]
 
 
 def _may_change(key: str) -> bool:

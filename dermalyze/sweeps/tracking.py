@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dermalyze.config import plain
-from dermalyze.run_folder import shown
+from dermalyze.redaction import shown
 from dermalyze.sweep_folder import read_sweep
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.tracker import Tracker

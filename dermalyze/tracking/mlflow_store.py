@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from dermalyze.run_folder import redacted
+from dermalyze.redaction import redacted
 
 # Read by mlflow at import and at each call. A user who set them keeps what was set.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dermalyze.checkpoint_file import read_seal
-from dermalyze.run_folder import redacted
+from dermalyze.redaction import redacted
 from dermalyze.tracking.logged_model import PLACE_TAG, SHA256_TAG, log_model, register
 from dermalyze.tracking.mlflow_store import (
     FOLDER_TAG,

@@ -101,46 +101,55 @@ def test_a_sweep_is_one_run_in_mlflow_with_a_child_a_job(whole):
 def test_a_sweep_survives_its_jobs_a_stop_and_its_own_death(whole, python, tiny, tmp_path):
     """Begun, stopped, resumed, killed, resumed: it equals the one that nothing happened to."""
     sweep = tmp_path / "sweep"
-    words = ("training.seed=-1,7,13", SAVING, f"hydra.sweep.dir={sweep}")
+    misspelt = "training.monitor=val/los,val/loss"
+    words = (misspelt, "training.seed=7,13", SAVING, f"hydra.sweep.dir={sweep}")
     strikes = json.dumps({"7": [4, "sweep SIGINT"]})
     struck = python(STRUCK, strikes, "-m", *tiny, *words, expect=130)
-    assert "3 jobs: 1 failed, 1 stopped, 1 waiting" in struck.stdout
-    assert "job 0 (training.seed=-1) failed: the configuration cannot work" in struck.stdout
+    assert "4 jobs: 2 failed, 1 stopped, 1 waiting" in struck.stdout
+    failed = "job 1 (training.monitor=val/los, training.seed=13) failed: the configuration cannot"
+    assert failed in struck.stdout
     assert f"Next: python -m dermalyze.train -m sweep.resume={sweep}" in struck.stdout
     record = record_of(sweep)
     assert record["status"] == "stopped"
-    assert [job["status"] for job in record["jobs"]] == ["failed", "stopped", "waiting"]
-    assert [job["exit_code"] for job in record["jobs"]] == [2, 130, None]
-    assert [in_mlflow(sweep / name).info.status for name in ("1", ".")] == ["KILLED", "KILLED"]
+    assert [job["status"] for job in record["jobs"]] == ["failed", "failed", "stopped", "waiting"]
+    assert [job["exit_code"] for job in record["jobs"]] == [2, 2, 130, None]
+    assert [in_mlflow(sweep / name).info.status for name in "2."] == ["KILLED", "KILLED"]
 
     strikes = json.dumps({"7": [7, "SIGKILL"], "13": [7, "sweep SIGKILL"]})
     python(STRUCK, strikes, "-m", f"sweep.resume={sweep}", expect=-signal.SIGKILL)
     assert record_of(sweep)["status"] == "stopped"  # of the beginning that could still say so
-    killed = [read_job(sweep / name) for name in ("1", "2")]
+    killed = [read_job(sweep / name) for name in "23"]
     assert [(job.status, job.exit_code) for job in killed] == [("failed", 137), ("running", None)]
     assert "SIGKILL, as the system does where memory is short" in killed[0].reason
 
     last = python("-m", "dermalyze.train", f"sweep.resume={sweep}", expect=2)
-    assert "3 jobs: 2 done, 1 failed" in last.stdout
+    assert "4 jobs: 2 done, 2 failed" in last.stdout
     record = record_of(sweep)
-    assert [job["status"] for job in record["jobs"]] == ["failed", "done", "done"]
-    assert [in_mlflow(sweep / n).info.status for n in "12."] == ["FINISHED", "FINISHED", "FAILED"]
-    for number, same in (("1", "0"), ("2", "1")):
+    assert [job["status"] for job in record["jobs"]] == ["failed", "failed", "done", "done"]
+    assert [in_mlflow(sweep / n).info.status for n in "23."] == ["FINISHED", "FINISHED", "FAILED"]
+    for number, same in (("2", "0"), ("3", "1")):
         assert_same_run(sweep / number, whole[1] / same)
     # An ensemble of those that are done, but no look at the test split before all are.
     assert record["ensemble"] == {"file": "ensemble.yaml", "problem": None, "test": None}
     ensemble = OmegaConf.load(sweep / "ensemble.yaml")
-    assert (ensemble.checkpoints, list(ensemble.left_out)) == (["1", "2"], [0])
+    assert (ensemble.checkpoints, list(ensemble.left_out)) == (["2", "3"], [0, 1])
 
 
-def test_what_makes_no_sweep_is_refused(whole, python, tiny):
+def test_what_makes_no_sweep_is_refused_before_its_first_job(whole, python, tiny, tmp_path):
     _, sweep = whole
     train = ("-m", "dermalyze.train", "-m")
     taken = python(*train, *tiny, "training.seed=1,2", f"hydra.sweep.dir={sweep}", expect=2)
-    assert f"Go on with it by sweep.resume={sweep}" in taken.stdout
+    assert f"Go on with it by sweep.resume={sweep}" in taken.stderr
     missing = python(*train, "sweep.resume=nowhere", expect=2)
     assert "sweep.resume=nowhere: not a sweep's folder, there is no such folder" in missing.stderr
     other = python(*train, f"sweep.resume={sweep}", "training.epochs=3", expect=2)
     assert "training.epochs=3 would make another" in other.stderr
-    misspelt = python(*train, *tiny, "training.sed=1,2", "hydra.sweep.dir=new", expect=2)
-    assert "training.sed: there is no such key or group. Did you mean" in misspelt.stderr
+    for words, said in (
+        ("training.sed=1,2", "training.sed: there is no such key or group. Did you mean"),
+        ("training.seed=1,-2", "training.seed=-2 (int): Input should be greater than or equal"),
+        ("model/head=simple,acrn", "Could not find 'model/head/acrn'"),
+    ):
+        refused = python(*train, *tiny, words, "hydra.sweep.dir=new", expect=2)
+        assert said in refused.stderr
+        assert refused.stdout == ""
+    assert not any(tmp_path.iterdir())

@@ -26,7 +26,7 @@ from dermalyze.data.manifest import Checksum, File, Manifest, write_manifest
 from dermalyze.data.split import LesionStratified, Split, save_split
 from dermalyze.data.table import LesionTable, read_ham10000
 from dermalyze.errors import ConfigError, DataError
-from dermalyze.experiment import load_data
+from dermalyze.run_data import load_data
 from dermalyze.schema import checked_run
 
 HERE = Path(__file__).parent

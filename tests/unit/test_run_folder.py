@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from dermalyze import run_folder
 from dermalyze.config import CONF_DIR, plain, register_resolvers
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.redaction import redacted
 from dermalyze.run_folder import (
     FREE_ON_RESUME,
     flat_parameters,
     git_commit,
     load_config,
     origin,
-    redacted,
     resumed_config,
     save_config,
     software,

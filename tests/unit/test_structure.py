@@ -24,7 +24,7 @@ MODULES = {
 # package do. What is not named here has no place yet: give it one, as low as it can stand.
 FLOORS = (
     # 0: words and chance
-    {"errors", "files", "machine", "randomness", "taxonomy"},
+    {"errors", "files", "machine", "randomness", "redaction", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
     {"config", "contradictions", "data", "evaluation", "evaluation_options"}
     | {"frequency_correction", "launch", "multirun_folder", "run_folder", "sweep_folder"},
@@ -35,7 +35,8 @@ FLOORS = (
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
     # 4: from a run's config to what it trains with; what predicts, and what it is judged on
-    {"compared_runs", "judged_images", "members", "prediction", "recipe", "validation_fit"}
+    {"compared_runs", "judged_images", "members", "prediction", "recipe", "run_data"}
+    | {"validation_fit"}
     | {"exporting"}
     | {"search"},
     # 5: what wires a command together

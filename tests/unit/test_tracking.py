@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from dermalyze.errors import Interrupted, Pruned
 from dermalyze.files import write_json
-from dermalyze.run_folder import flat_parameters, redacted
+from dermalyze.redaction import redacted
+from dermalyze.run_folder import flat_parameters
 from dermalyze.tracking import mlflow_tracker
 from dermalyze.tracking.history import HISTORY, write_history
 from dermalyze.tracking.mlflow_tracker import MlflowTracker, tracker_of
