@@ -9,7 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from test_resume import STOPPED, assert_same_run, without_timing
+from same_run import assert_same_run, without_timing
+from test_resume import STOPPED
 
 from dermalyze.checkpoint_file import BEST, LATEST, read_checkpoint
 

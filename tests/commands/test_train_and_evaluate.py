@@ -179,7 +179,8 @@ def test_the_third_job_of_a_sweep_is_the_same_job_alone(python, tiny, tmp_path):
         "model/head=acrnn",
         f"hydra.run.dir={alone}",
     )
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    jobs = sorted(path.parent.name for path in sweep.glob("*/training_history.json"))
+    assert jobs == ["0", "1", "2"]
     job, expected = read_checkpoint(sweep / "2" / BEST), read_checkpoint(alone / BEST)
     assert all(torch.equal(job[0][name], tensor) for name, tensor in expected[0].items())
     assert job[1] == expected[1]
