@@ -105,11 +105,17 @@ def command(
         def main() -> None:
             try:
                 launch = launch_of(os.environ)
-                _refuse_together(launch, config_name, by_many=by_many)
+                refused = _why_not_together(launch, config_name, by_many=by_many)
             except ConfigError as error:
-                if os.environ.get("RANK", "0") == "0":
-                    print(error, file=sys.stderr)
+                print(error, file=sys.stderr)
                 raise SystemExit(2) from error
+            if refused and launch.rank == 0:
+                print(refused, file=sys.stderr)
+                raise SystemExit(2)
+            if (
+                refused
+            ):  # torchrun ends all when one fails, which must not be before the first spoke
+                return
             if launch.size == 1:
                 answer()
             else:
@@ -120,20 +126,21 @@ def command(
     return decorate
 
 
-def _refuse_together(launch: Launch, config_name: str, *, by_many: bool) -> None:
+def _why_not_together(launch: Launch, config_name: str, *, by_many: bool) -> str | None:
     if launch.size == 1:
-        return
+        return None
     if not by_many:
-        raise ConfigError(
+        return (
             f"WORLD_SIZE={launch.size}: {config_name} is done by one process. Start it without "
             "torchrun."
         )
     words = sys.argv[1:]
     if {"-m", "--multirun"} & set(words) or any(word.startswith("hydra.mode=") for word in words):
-        raise ConfigError(
+        return (
             f"WORLD_SIZE={launch.size}: a sweep cannot be shared, since each process would do all "
             "of it. Call torchrun once for each run, or sweep without it."
         )
+    return None
 
 
 def _answer_together(launch: Launch, answer: Callable[[], None]) -> None:

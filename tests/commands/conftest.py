@@ -61,11 +61,12 @@ def python_in(
 
     def command_in(folder: Path) -> Command:
         def run(
-            *args: str, expect: int = 0, **environment: str
+            *args: str, expect: int = 0, cold: bool = False, **environment: str
         ) -> subprocess.CompletedProcess[str]:
             env, timeout = _environment(**environment), 240
-            if args[0] == "-m" and args[1].startswith("dermalyze.") and "PYTHONPATH" not in env:
-                done = warm.run([*args[1:]], cwd=folder, env=env, out=texts, timeout=timeout)
+            of_this_project = args[0].endswith(".py") or args[1].startswith("dermalyze.")
+            if of_this_project and not cold and "PYTHONPATH" not in env:
+                done = warm.run([*args], cwd=folder, env=env, out=texts, timeout=timeout)
             else:
                 done = subprocess.run(
                     [sys.executable, *args],
@@ -86,7 +87,10 @@ def python_in(
 
 @pytest.fixture
 def python(python_in: Callable[[Path], Command], tmp_path: Path) -> Command:
-    """Run `python ARGS` in an empty folder, and expect an exit code, 0 unless `expect` is given."""
+    """Run `python ARGS` in an empty folder, and expect an exit code, 0 unless `expect` is given.
+
+    `cold=True` asks for a Python that has imported nothing yet.
+    """
     return python_in(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(trained, phantoms, python, t
     """And predicting loads nothing that it does not need: a real process says what it imported."""
     given = (f"checkpoint={trained}", f"images={phantoms}", "part_size=20", "device=cpu")
     python(*PREDICT, *given, "output=whole.json")
-    killed = python(STRUCK, "2", *given, "output=killed.json", expect=-signal.SIGKILL)
+    killed = python(STRUCK, "2", *given, "output=killed.json", cold=True, expect=-signal.SIGKILL)
     assert "imported: torch\n" in killed.stdout
     assert not (tmp_path / "killed.json").exists()
     assert len(list((tmp_path / "killed.json.parts").glob("0*.jsonl"))) == 2

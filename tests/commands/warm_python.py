@@ -4,11 +4,12 @@ Importing torch, MLflow and the like takes longer than what most tests ask of a 
 import is shared: every command has its own process, folder, environment, output and exit code.
 
 `python warm_python.py` reads one JSON object a line, {argv, cwd, env, stdout, stderr, timeout}, and
-answers each with the exit code of `python -m MODULE ARGS`.
+answers each with the exit code of `python ARGV`, which begins with `-m MODULE` or a script's path.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -39,7 +40,7 @@ class WarmPython:
     def run(
         self, argv: list[str], *, cwd: Path, env: dict[str, str], out: Path, timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m ARGV`; the text of both outputs goes through files below `out`."""
+        """Run `python ARGV`; the text of both outputs goes through files below `out`."""
         files = {"stdout": out / "stdout", "stderr": out / "stderr"}
         task = {"argv": argv, "cwd": str(cwd), "env": env, "timeout": timeout}
         assert self._process.stdin is not None
@@ -69,6 +70,10 @@ def _import_the_heavy_packages() -> None:
     import dermalyze.search.results
     import dermalyze.search.worker  # noqa: F401
 
+    # Without this a command's collector, at its end at the latest, walks and so copies all of that.
+    gc.collect()
+    gc.freeze()
+
 
 def _next_command(tasks: TextIO, answers: TextIO) -> dict[str, Any] | None:
     """Fork for each task: return it in the child; None in the server, after the last one."""
@@ -94,7 +99,7 @@ def _exit_code(child: int, timeout: float) -> int:
 
 
 def _become(task: dict[str, Any], started_with: dict[str, str]) -> None:
-    """Make this process what `python -m MODULE ARGS` would have been started as."""
+    """Make this process what `python ARGV` would have been started as."""
     os.setsid()
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
@@ -108,9 +113,10 @@ def _become(task: dict[str, Any], started_with: dict[str, str]) -> None:
     for name in started_with.keys() - task["env"].keys():  # what imports set since then stays
         os.environ.pop(name, None)  # MLflow takes some of its own away
     os.environ.update(task["env"])
-    sys.argv = task["argv"]
-    sys.orig_argv = [sys.executable, "-m", *task["argv"]]
-    sys.path[0] = task["cwd"]
+    sys.orig_argv = [sys.executable, *task["argv"]]
+    is_module = task["argv"][0] == "-m"
+    sys.argv = task["argv"][1:] if is_module else task["argv"]
+    sys.path[0] = task["cwd"] if is_module else str(Path(sys.argv[0]).parent)
 
 
 if __name__ == "__main__":
@@ -119,4 +125,7 @@ if __name__ == "__main__":
     command = _next_command(sys.stdin, sys.stdout)
     if command is not None:
         _become(command, environment)
-        runpy.run_module(command["argv"][0], run_name="__main__", alter_sys=True)
+        if command["argv"][0] == "-m":
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
