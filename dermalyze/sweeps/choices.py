@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.schema import check_run_values
 
@@ -30,12 +28,19 @@ def check_choices(config: DictConfig) -> None:
         return
     params = config.hydra.sweeper.params or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    for job in _each_choice_once(words):
-        check_run_values(hydra.compose(config.hydra.job.config_name, job))
+    choices = _choices(words)
+    first = {key: of_key[0] for key, of_key in choices.items()}
+    run = _checked_run(config, first)
+    for key, of_key in choices.items():
+        for word in of_key[1:]:
+            if _is_value(run, key):  # composing anew would take a thousand seeds minutes
+                _check_with(run, word)
+            else:
+                _checked_run(config, {**first, key: word})
 
 
-def _each_choice_once(words: list[str]) -> Iterator[list[str]]:
-    """Yield the overrides of jobs in which, taken together, every choice is made."""
+def _choices(words: list[str]) -> dict[str, list[str]]:
+    """Return each key's overrides: several where it is swept over, else its only one."""
     choices: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(words):
         key = override.get_key_element()
@@ -43,8 +48,22 @@ def _each_choice_once(words: list[str]) -> Iterator[list[str]]:
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             choices[key] = [str(override.input_line)]
-    first = {key: words[0] for key, words in choices.items()}
-    yield list(first.values())
-    for key, of_key in choices.items():
-        for word in of_key[1:]:
-            yield list({**first, key: word}.values())
+    return choices
+
+
+def _checked_run(config: DictConfig, job: dict[str, str]) -> DictConfig:
+    run: DictConfig = hydra.compose(config.hydra.job.config_name, list(job.values()))
+    check_run_values(run)
+    return run
+
+
+def _is_value(run: DictConfig, key: str) -> bool:
+    """Whether a key names one value that all jobs have, rather than a group or something added."""
+    return not OmegaConf.is_config(OmegaConf.select(run, key, default=run))
+
+
+def _check_with(run: DictConfig, word: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([word])
+    changed = run.copy()
+    OmegaConf.update(changed, override.get_key_element(), override.value())
+    check_run_values(changed)
