@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dermalyze.checkpoint_file import previous_of, write_checkpoint
+from dermalyze.checkpoint_file import write_checkpoint
 from dermalyze.compute import choose_precision, set_threads
 from dermalyze.data.batches import ImageStore, open_store
-from dermalyze.errors import CheckpointError
+from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.exporting.agreement import (
     Agreement,
     Limits,
@@ -113,12 +114,13 @@ def export(config: Node) -> Exported:
 
     Raises:
         CheckpointError: no model; or an export that is not its model, of which nothing is written.
-        ConfigError, DataError: the run's images are needed and cannot be had; a package is missing.
+        ConfigError, DataError: the run's images are needed and cannot be had; a package is missing;
+            or the file to write is there and is not an earlier export's.
     """
     set_threads(config["threads"])
     path = best_checkpoint(config["checkpoint"])
+    target = _target(config, path)
     trained = load_model(path, torch.device("cpu"))
-    target = Path(config["output"] or path.parent / NAMES[config["format"]])
     run, limits = _Run(config, trained), Limits(**config["limits"])
     writers: dict[str, Callable[..., Exported]] = {
         "onnx": _write_onnx,
@@ -128,6 +130,28 @@ def export(config: Node) -> Exported:
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     return writers[config["format"]](config, trained, run, limits, target)
+
+
+def _target(config: Node, checkpoint: Path) -> Path:
+    """Return the file to write: one that is not there, or the default, which exports write over.
+
+    Raises:
+        ConfigError: it would be written over what is not an export of this command's own.
+    """
+    if config["output"] is None:
+        target = checkpoint.parent / NAMES[config["format"]]
+        if target.exists() and target.samefile(checkpoint):
+            raise ConfigError(
+                f"format={config['format']}: would be written over checkpoint={checkpoint} itself. "
+                "Name another file by output=FILE."
+            )
+        return target
+    target = Path(config["output"])
+    if target.exists():
+        raise ConfigError(
+            f"output={target}: is there already. Name another file, or remove this one."
+        )
+    return target
 
 
 def _header(trained: TrainedModel, form: str, found: Agreement, **more: Any) -> Node:
@@ -193,15 +217,15 @@ def _write_torch_export(
 def _write_safetensors(
     config: Node, trained: TrainedModel, run: _Run, limits: Limits, target: Path
 ) -> Exported:
-    tensors, tried = trained.model.state_dict(), target.with_name(f".{target.name}")
-    try:
+    tensors = trained.model.state_dict()
+    # In a folder of its own: beside others, `write_checkpoint` would keep what it writes over.
+    with tempfile.TemporaryDirectory(prefix=".export", dir=target.parent) as folder:
+        tried, checked = Path(folder) / "tried.safetensors", Path(folder) / target.name
         write_checkpoint(tried, tensors, trained.header)
         found = run.found(load_model(tried, torch.device("cpu")).model)
-    finally:
-        tried.unlink(missing_ok=True)
-    _refuse(why_not_equal(found, limits))
-    write_checkpoint(target, tensors, _header(trained, "safetensors", found))
-    previous_of(target).unlink(missing_ok=True)
+        _refuse(why_not_equal(found, limits))
+        write_checkpoint(checked, tensors, _header(trained, "safetensors", found))
+        checked.replace(target)
     return Exported(target, found)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from small_models import make_run
 
-from dermalyze.errors import CheckpointError
+from dermalyze.checkpoint_file import BEST, read_checkpoint
+from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.exporting import export_run
 from dermalyze.exporting.agreement import (
     Agreement,
     Limits,
@@ -161,3 +166,57 @@ def test_where_too_much_would_stay_in_float32_int8_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"int8: too far, with 0 of 6 layers left.*=0 lets"):
         quantise(chain(hurt=2), asked, most_in_float32=0.0)
     assert len(asked) == 1
+
+
+# What is written over, and what never is.
+
+SAFETENSORS = {
+    "threads": None,
+    "format": "safetensors",
+    "output": None,
+    "limits": {"probability": 1e-4, "agreement": 0.98, "balanced_accuracy": 0.01},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose exports agree with it, whatever they are: its images are not looked for."""
+
+    class Agreeing:
+        def __init__(self, *_: object) -> None: ...
+
+        def found(self, _: object) -> Agreement:
+            return Agreement(1, 0.0, 1.0, (1.0, 1.0))
+
+    monkeypatch.setattr(export_run, "_Run", Agreeing)
+    return make_run(tmp_path / "run")
+
+
+def test_a_file_that_was_named_is_not_written_over(run: Path) -> None:
+    (run / "mine.txt").write_text("mine")
+    for name in (BEST, "mine.txt"):
+        before = (run / name).read_bytes()
+        options = {**SAFETENSORS, "checkpoint": str(run), "output": str(run / name)}
+        with pytest.raises(ConfigError, match=rf"output={run / name}: is there already\. Name ano"):
+            export_run.export(options)
+        assert (run / name).read_bytes() == before
+
+
+def test_an_export_is_not_written_over_the_model_that_it_is_made_of(run: Path) -> None:
+    source = shutil.copy(run / BEST, run / "model.safetensors")
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match=rf"written over checkpoint={source} itself\. Name"):
+        export_run.export({**SAFETENSORS, "checkpoint": str(source)})
+    assert source.read_bytes() == before
+
+
+def test_an_export_replaces_an_earlier_one_and_touches_nothing_beside_it(run: Path) -> None:
+    beside = {"model_previous.safetensors": b"mine", ".model.safetensors": b"mine too"}
+    for name, content in {**beside, "model.safetensors": b"an earlier one"}.items():
+        (run / name).write_bytes(content)
+    before = {path.name for path in run.iterdir()}
+    done = export_run.export({**SAFETENSORS, "checkpoint": str(run)})
+    assert done.path == run / "model.safetensors"
+    assert read_checkpoint(done.path)[1]["export"]["format"] == "safetensors"
+    assert {path.name for path in run.iterdir()} == before
+    assert {name: (run / name).read_bytes() for name in beside} == beside
