@@ -20,10 +20,12 @@ from dermalyze.evaluation.calibration import (
 )
 from dermalyze.evaluation.conformal import METHODS, prediction_sets, scores, thresholds
 from dermalyze.files import write_json
+from dermalyze.reporting.resampled import Resampled
 
 Node = dict[str, Any]
 
 CALIBRATION = "calibration.json"
+NO_THRESHOLD = "no confidence reached on validation the error that was asked for"
 _KEYS = {"models", "prediction"}  # at least, of what something was fitted for
 
 
@@ -128,55 +130,90 @@ def sets_of(fitted: Node, probs_NK: np.ndarray, sets: Node) -> dict[str, np.ndar
 
 
 def calibration_report(
-    labels_N: np.ndarray, probs_NK: np.ndarray, fitted: Node | None, *, why_not: str | None
+    labels_N: np.ndarray,
+    probs_NK: np.ndarray,
+    fitted: Node | None,
+    *,
+    resampled: Resampled,
+    why_not: str | None,
 ) -> Node:
-    """Return calibration errors and reliability, as they are and after the temperature."""
+    """Return calibration errors and reliability, as they are and after the temperature.
+
+    "intervals" holds the estimates of nll, ece and brier, before and after.
+    """
     report: Node = {
         "before": calibration_errors(labels_N, probs_NK),
         "reliability": reliability_table(labels_N, probs_NK),
         "temperature": None,
         "after": None,
         "reliability_after": None,
+        "intervals": {"before": resampled.calibration_errors(labels_N, probs_NK), "after": None},
         "reason": why_not,
         "validation": None,
     }
     if fitted is None:
         return report
     cooled_NK = with_temperature(probs_NK, fitted["temperature"])
+    after = resampled.calibration_errors(labels_N, cooled_NK)
     return report | {
         "temperature": fitted["temperature"],
         "after": calibration_errors(labels_N, cooled_NK),
         "reliability_after": reliability_table(labels_N, cooled_NK),
+        "intervals": {"before": report["intervals"]["before"], "after": after},
         "validation": fitted["validation"],
     }
 
 
 def sets_report(
-    labels_N: np.ndarray, sets: Mapping[str, np.ndarray], classes: Sequence[str], level: float
+    labels_N: np.ndarray,
+    sets: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    level: float,
+    *,
+    resampled: Resampled,
 ) -> Node:
     """Return for each method how often the set holds the true class, and how large sets are.
 
     Coverage is overall and of each class, null of one without images; "sizes" counts the images
-    with sets of 1, 2, ... K classes.
+    with sets of 1, 2, ... K classes; "intervals" holds the estimates of coverage, mean_size and
+    coverage_per_class, which say why one is null.
     """
     report: Node = {"level": level}
     for method, sets_NK in sets.items():
         held_N = sets_NK[np.arange(len(labels_N)), labels_N]
         size_N = sets_NK.sum(axis=1)
+        per_class = {
+            code: resampled.mean(
+                held_N,
+                among_N=labels_N == k,
+                reason=f"none of the {len(labels_N)} images is labelled {code}",
+            )
+            for k, code in enumerate(classes)
+        }
+        estimates = {"coverage": resampled.mean(held_N), "mean_size": resampled.mean(size_N)}
         report[method] = {
-            "coverage": float(held_N.mean()),
-            "coverage_per_class": {
-                code: float(held_N[labels_N == k].mean()) if (labels_N == k).any() else None
-                for k, code in enumerate(classes)
-            },
-            "mean_size": float(size_N.mean()),
+            "coverage": estimates["coverage"]["value"],
+            "coverage_per_class": {code: found["value"] for code, found in per_class.items()},
+            "mean_size": estimates["mean_size"]["value"],
             "sizes": np.bincount(size_N, minlength=len(classes) + 1)[1:].tolist(),
+            "intervals": {**estimates, "coverage_per_class": per_class},
         }
     return report
 
 
-def abstention_report(labels_N: np.ndarray, probs_NK: np.ndarray, fitted: Node | None) -> Node:
-    """Return the area under the risk-coverage curve, and what the threshold of validation does."""
+def abstention_report(
+    labels_N: np.ndarray,
+    probs_NK: np.ndarray,
+    fitted: Node | None,
+    *,
+    resampled: Resampled,
+    why_not: str | None,
+) -> Node:
+    """Return the area under the risk-coverage curve, and what the threshold of validation does.
+
+    "coverage" is the share of the images that are answered, "error" that of mistakes among those;
+    "intervals" holds the estimates of both. They are null where "reason" says why.
+    """
     temperature = 1.0 if fitted is None else fitted["temperature"]
     confidence_N = with_temperature(probs_NK, temperature).max(axis=1)
     right_N = probs_NK.argmax(axis=1) == labels_N
@@ -185,14 +222,21 @@ def abstention_report(labels_N: np.ndarray, probs_NK: np.ndarray, fitted: Node |
         "abstain_below": None,
         "coverage": None,
         "error": None,
+        "intervals": None,
+        "reason": why_not if fitted is None else NO_THRESHOLD,
     }
     if fitted is None or fitted["abstain_below"] is None:
         return report
     kept_N = confidence_N >= fitted["abstain_below"]
+    estimates = {
+        "coverage": resampled.mean(kept_N),
+        "error": resampled.mean(~right_N, among_N=kept_N, reason="no image is so confident"),
+    }
     return report | {
         "abstain_below": fitted["abstain_below"],
-        "coverage": float(kept_N.mean()),
-        "error": float(1 - right_N[kept_N].mean()) if kept_N.any() else None,
+        **{name: estimate["value"] for name, estimate in estimates.items()},
+        "intervals": estimates,
+        "reason": estimates["error"].get("reason"),
     }
 
 

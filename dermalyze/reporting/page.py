@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 from dermalyze.data.page_tree import element, table, whole_page
 from dermalyze.files import write_whole
 from dermalyze.reporting.page_parts import STYLE, opening, picture, told, warning
+from dermalyze.reporting.trust_section import trust_section
 from dermalyze.taxonomy import HAM10000
 
 PAGE = "report.html"
@@ -56,7 +57,7 @@ def write_page(folder: Path, report: Node) -> None:
     )
     if report["leakage"] is not None:
         content.append(warning(report["leakage"]))
-    content += [*_metrics(report), *_trust(report), *_subgroups(report), *_figures(folder)]
+    content += [*_metrics(report), *trust_section(report), *_subgroups(report), *_figures(folder)]
     write_whole(folder / PAGE, whole_page(title, STYLE, content))
 
 
@@ -90,53 +91,6 @@ def _metrics(report: Node) -> list[Element]:
         table(["metric", "value"], rows),
         table(header, classes),
     ]
-
-
-def _trust(report: Node) -> list[Element]:
-    """Calibration, sets, abstention and unlikeness, as far as validation has fitted them."""
-    calibration, sets, abstention = (report[key] for key in ("calibration", "sets", "abstention"))
-    content = [element("h2", "How far to trust a probability")]
-    if calibration["temperature"] is None:
-        content.append(element("p", f"Not calibrated: {calibration['reason']}."))
-    else:
-        content.append(
-            table(
-                ["error", "as predicted", f"temperature {calibration['temperature']:.3f}"],
-                [
-                    [name.replace("_", " "), f"{value:.4f}", f"{calibration['after'][name]:.4f}"]
-                    for name, value in calibration["before"].items()
-                ],
-                "Calibration; the temperature was fitted on validation.",
-            )
-        )
-    rows = [
-        [name, f"{found['coverage']:.3f}", f"{found['mean_size']:.2f}"]
-        for name, found in sets.items()
-        if name != "level"
-    ]
-    if rows:
-        caption = f"Sets that were to hold the true class in {sets['level']:.0%} of the images."
-        content.append(table(["method", "coverage", "mean size"], rows, caption))
-    if abstention["coverage"] is not None and abstention["error"] is not None:
-        content.append(
-            element(
-                "p",
-                f"Silent below a confidence of {abstention['abstain_below']:.3f}, chosen on "
-                f"validation, the model answers {abstention['coverage']:.1%} of the images and "
-                f"errs in {abstention['error']:.1%} of those.",
-            )
-        )
-    unlike = report["unlike_training"]
-    if unlike["flagged"] is not None:
-        content.append(
-            element(
-                "p",
-                f"{unlike['flagged']:.1%} of the images are flagged as unlike those of validation: "
-                f"their features are further away than {unlike['flag_above']:.2f}, where 1 is "
-                "usual. What a model says of such images, of other things perhaps, means nothing.",
-            )
-        )
-    return content
 
 
 def _subgroups(report: Node) -> list[Element]:

@@ -45,10 +45,18 @@ def picture(png: bytes, caption: str) -> Element:
     return element("figure", image, element("figcaption", caption))
 
 
-def told(estimate: Mapping[str, Any]) -> str:
+def told(estimate: Mapping[str, Any], digits: int = 3) -> str:
     """Return a value with its interval in brackets, as far as it has them."""
     if estimate["value"] is None:
         return f"none: {estimate['reason']}" if "reason" in estimate else "none"
     if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+        return f"{estimate['value']:.{digits}f}"
+    value, low, high = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def share_told(estimate: Mapping[str, Any]) -> str:
+    """Return a share in percent with its interval in brackets, as far as it has one."""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.1%}"
+    return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"

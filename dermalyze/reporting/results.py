@@ -16,6 +16,7 @@ from dermalyze.reporting.fitted import (
     sets_report,
 )
 from dermalyze.reporting.measures import Bootstrap, metrics_with_intervals, subgroups
+from dermalyze.reporting.resampled import Resampled
 from dermalyze.reporting.unlike_training import unlikeness_columns, unlikeness_report
 
 Node = dict[str, Any]
@@ -65,6 +66,8 @@ def results(
         bootstrap=bootstrap,
         specificities=config["specificities"],
     )
+    resampled = Resampled(bootstrap, lesion_ids)
+    how: Node = {"resampled": resampled, "why_not": why_not_fitted}
     counts_KK = confusion(labels_N, probs_NK)
     share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
     report = {
@@ -77,10 +80,10 @@ def results(
         "subgroups": subgroups(
             labels_N, probs_NK, frame, bootstrap=bootstrap, **config["subgroups"]
         ),
-        "calibration": calibration_report(labels_N, probs_NK, fitted, why_not=why_not_fitted),
-        "sets": sets_report(labels_N, sets, classes, config["sets"]["level"]),
-        "abstention": abstention_report(labels_N, probs_NK, fitted),
-        "unlike_training": unlikeness_report(unlike_N, fitted, why_not=why_not_fitted),
+        "calibration": calibration_report(labels_N, probs_NK, fitted, **how),
+        "sets": sets_report(labels_N, sets, classes, config["sets"]["level"], resampled=resampled),
+        "abstention": abstention_report(labels_N, probs_NK, fitted, **how),
+        "unlike_training": unlikeness_report(unlike_N, fitted, **how),
     }
     named = {f"set_{name}": _named(sets_NK, classes) for name, sets_NK in sets.items()}
     return Results(report, named | unlikeness_columns(unlike_N, fitted))

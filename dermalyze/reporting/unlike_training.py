@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dermalyze.errors import DataError
 from dermalyze.evaluation.unlikeness import Seen, distances_of_unseen
+from dermalyze.reporting.resampled import Resampled
 
 Node = dict[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -88,13 +89,24 @@ def unlikeness(
     return scores_N
 
 
-def unlikeness_report(unlike_N: Floats | None, fitted: Node | None, *, why_not: str | None) -> Node:
-    """Return the threshold of validation and the share of images above it; or why there is none."""
+def unlikeness_report(
+    unlike_N: Floats | None, fitted: Node | None, *, resampled: Resampled, why_not: str | None
+) -> Node:
+    """Return the threshold of validation and the share of images above it; or why there is none.
+
+    "intervals" holds the estimate of that share.
+    """
     if fitted is None or unlike_N is None:
         reason = why_not if fitted is None else fitted["unlike_training"]["reason"]
-        return {"flag_above": None, "flagged": None, "reason": reason}
+        return {"flag_above": None, "flagged": None, "intervals": None, "reason": reason}
     limit = fitted["unlike_training"]["flag_above"]
-    return {"flag_above": limit, "flagged": float((unlike_N > limit).mean()), "reason": None}
+    flagged = resampled.mean(unlike_N > limit)
+    return {
+        "flag_above": limit,
+        "flagged": flagged["value"],
+        "intervals": {"flagged": flagged},
+        "reason": None,
+    }
 
 
 def unlikeness_columns(unlike_N: Floats | None, fitted: Node | None) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ import pytest
 
 from dermalyze.errors import DataError
 from dermalyze.evaluation.calibration import calibration_errors, with_temperature
+from dermalyze.evaluation.intervals import interval, lesion_weights
 from dermalyze.reporting.fitted import (
     CALIBRATION,
     abstention_report,
@@ -20,6 +21,8 @@ from dermalyze.reporting.fitted import (
     sets_of,
     sets_report,
 )
+from dermalyze.reporting.measures import Bootstrap
+from dermalyze.reporting.resampled import Resampled
 
 SETS = {"level": 0.8, "penalty": 0.01, "free_ranks": 1}
 CLASSES = ["a", "b", "c"]
@@ -30,6 +33,11 @@ def sampled(seed: int, images: int = 300) -> tuple[np.ndarray, np.ndarray]:
     labels_N = rng.integers(3, size=images)
     odds_NK = np.exp(3 * (rng.normal(size=(images, 3)) + np.eye(3)[labels_N]))
     return labels_N, odds_NK / odds_NK.sum(axis=1, keepdims=True)
+
+
+def resampled(lesion_ids_N: list[str] | None = None) -> Resampled:
+    bootstrap = Bootstrap(level=0.9, draws=40, seed=5)
+    return Resampled(bootstrap, lesion_ids_N or [str(n // 2) for n in range(300)])
 
 
 def fitted() -> dict:
@@ -82,13 +90,13 @@ def test_reports_on_other_images() -> None:
     labels_N, probs_NK = sampled(1)
     found = fitted()
     cooled_NK = with_temperature(probs_NK, found["temperature"])
-    report = calibration_report(labels_N, probs_NK, found, why_not=None)
+    report = calibration_report(labels_N, probs_NK, found, resampled=resampled(), why_not=None)
     assert report["before"] == calibration_errors(labels_N, probs_NK)
     assert report["after"] == calibration_errors(labels_N, cooled_NK)
     assert report["after"]["nll"] < report["before"]["nll"]
 
     sets = sets_of(found, probs_NK, SETS)
-    report = sets_report(labels_N, sets, CLASSES, 0.8)
+    report = sets_report(labels_N, sets, CLASSES, 0.8, resampled=resampled())
     lac = report["lac"]
     assert lac["coverage"] == pytest.approx(0.8, abs=0.08)  # 300 and 300 images: 3 x 0.033
     weights = np.bincount(labels_N) / 300
@@ -97,7 +105,7 @@ def test_reports_on_other_images() -> None:
     )
     assert np.dot(lac["sizes"], [1, 2, 3]) / 300 == pytest.approx(lac["mean_size"])
 
-    report = abstention_report(labels_N, probs_NK, found)
+    report = abstention_report(labels_N, probs_NK, found, resampled=resampled(), why_not=None)
     kept_N = cooled_NK.max(axis=1) >= found["abstain_below"]
     wrong_N = probs_NK.argmax(axis=1) != labels_N
     assert (report["coverage"], report["error"]) == pytest.approx(
@@ -106,10 +114,88 @@ def test_reports_on_other_images() -> None:
     assert report["error"] < wrong_N.mean()
 
 
+def test_intervals_of_six_images_by_hand() -> None:
+    """Four lesions, one of three images; each draw's mean is counted image by image."""
+    lesion_ids, labels_N = list("aaabcd"), np.array([0, 0, 1, 1, 0, 0])
+    probs_NK = np.array(
+        [
+            [0.9, 0.1, 0.0],
+            [0.4, 0.6, 0.0],
+            [0.3, 0.7, 0.0],
+            [0.8, 0.2, 0.0],
+            [0.6, 0.4, 0.0],
+            [0.7, 0.3, 0.0],
+        ]
+    )
+    # One class, two or three in a set; the second and the fourth image lack their class.
+    sets_NK = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]], bool)
+    held_N, size_N = [1, 0, 1, 0, 1, 1], [1, 1, 2, 1, 2, 3]
+    found = {"temperature": 1.0, "abstain_below": 0.65, "validation": {}}
+    kept_N, wrong_N = np.array([1, 0, 1, 1, 0, 1]), np.array([0, 1, 0, 1, 0, 0])
+    times_DN = lesion_weights(lesion_ids, draws=40, seed=5).astype(int)
+    how = {"resampled": resampled(lesion_ids), "why_not": None}
+
+    def expected(values_N: list, among_N: np.ndarray | None = None) -> dict:
+        among_N = np.ones(6, int) if among_N is None else among_N
+        means = []
+        for times_N in np.concatenate([np.ones((1, 6), int), times_DN]):
+            drawn = np.repeat(values_N, times_N * among_N)
+            means.append(drawn.mean() if len(drawn) else np.nan)
+        low, high, draws = interval(np.array(means[1:]), level=0.9)
+        return pytest.approx({"value": means[0], "low": low, "high": high, "draws": draws})
+
+    report = sets_report(labels_N, {"lac": sets_NK}, CLASSES, 0.8, resampled=how["resampled"])
+    lac = report["lac"]
+    assert (lac["coverage"], lac["mean_size"]) == (4 / 6, 10 / 6)
+    assert lac["coverage_per_class"] == {"a": 3 / 4, "b": 1 / 2, "c": None}
+    assert lac["intervals"]["coverage"] == expected(held_N)
+    assert lac["intervals"]["mean_size"] == expected(size_N)
+    per_class = lac["intervals"]["coverage_per_class"]
+    assert per_class["a"] == expected(held_N, labels_N == 0)
+    assert per_class["b"] == expected(held_N, labels_N == 1)
+    assert per_class["b"]["draws"] < 40  # some draws hold neither of its two lesions
+    reason = "none of the 6 images is labelled c"
+    assert per_class["c"] == {"value": None, "low": None, "high": None, "draws": 0} | {
+        "reason": reason
+    }
+
+    report = abstention_report(labels_N, probs_NK, found, **how)
+    assert (report["coverage"], report["error"], report["reason"]) == (4 / 6, 1 / 4, None)
+    assert report["intervals"]["coverage"] == expected(kept_N)
+    assert report["intervals"]["error"] == expected(wrong_N, kept_N)
+
+    estimates = calibration_report(labels_N, probs_NK, found, **how)["intervals"]["before"]
+    of_true_N = probs_NK[np.arange(6), labels_N]
+    assert estimates["nll"] == expected(-np.log(of_true_N))
+    # Two classes with probability: twice the squared distance of the true one's from 1.
+    assert estimates["brier"] == expected(2 * (1 - of_true_N) ** 2)
+    errors = [
+        calibration_errors(np.repeat(labels_N, times_N), np.repeat(probs_NK, times_N, axis=0))
+        for times_N in times_DN
+    ]
+    low, high, _ = interval(np.array([error["ece"] for error in errors]), level=0.9)
+    ece = calibration_errors(labels_N, probs_NK)["ece"]
+    assert estimates["ece"] == pytest.approx({"value": ece, "low": low, "high": high, "draws": 40})
+
+
+def test_what_keeps_silent_about_all_says_so() -> None:
+    labels_N, probs_NK = sampled(1)
+    how = {"resampled": resampled(), "why_not": None}
+    report = abstention_report(labels_N, probs_NK, fitted() | {"abstain_below": 1.1}, **how)
+    assert (report["coverage"], report["error"]) == (0, None)
+    assert report["reason"] == report["intervals"]["error"]["reason"] == "no image is so confident"
+    report = abstention_report(labels_N, probs_NK, fitted() | {"abstain_below": None}, **how)
+    assert (report["coverage"], report["intervals"]) == (None, None)
+    assert report["reason"] == ("no confidence reached on validation the error that was asked for")
+
+
 def test_without_validation_it_says_why() -> None:
     labels_N, probs_NK = sampled(1)
-    report = calibration_report(labels_N, probs_NK, None, why_not="no validation part")
+    how = {"resampled": resampled(), "why_not": "no validation part"}
+    report = calibration_report(labels_N, probs_NK, None, **how)
     assert (report["temperature"], report["after"]) == (None, None)
     assert report["reason"] == "no validation part"
-    assert sets_report(labels_N, {}, CLASSES, 0.8) == {"level": 0.8}
-    assert abstention_report(labels_N, probs_NK, None)["coverage"] is None
+    report = sets_report(labels_N, {}, CLASSES, 0.8, resampled=how["resampled"])
+    assert report == {"level": 0.8}
+    report = abstention_report(labels_N, probs_NK, None, **how)
+    assert (report["coverage"], report["reason"]) == (None, "no validation part")

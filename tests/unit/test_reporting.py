@@ -194,4 +194,18 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
     assert ("Not calibrated: no validation part." in seen.text) is not validated
     text = "".join(seen.text)
-    assert ("48.3% of the images are flagged as unlike those of validation" in text) is validated
+    assert ("of the images are flagged as unlike those of validation" in text) is validated
+    if validated:
+        flagged = found.report["unlike_training"]["intervals"]["flagged"]
+        assert f"48.3% ({flagged['low']:.1%} to {flagged['high']:.1%}) of the images" in text
+        for method in ("lac", "class_conditional"):
+            estimates = found.report["sets"][method]["intervals"]
+            shown = [estimates["coverage"], *estimates["coverage_per_class"].values()]
+            assert len(shown) == 4
+            for e in shown:
+                assert f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})" in seen.text
+            e = estimates["mean_size"]
+            assert f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f})" in seen.text
+        assert "coverage of mel" in seen.text
+        e = found.report["calibration"]["intervals"]["after"]["brier"]
+        assert f"{e['value']:.4f} ({e['low']:.4f} to {e['high']:.4f})" in seen.text

@@ -14,6 +14,8 @@ from dermalyze.evaluation.unlikeness import Seen, distances_of_unseen
 from dermalyze.inference.features import Features
 from dermalyze.inference.views import Views
 from dermalyze.models.classifier import Classifier
+from dermalyze.reporting.measures import Bootstrap
+from dermalyze.reporting.resampled import Resampled
 from dermalyze.reporting.unlike_training import (
     fit_unlikeness,
     unlikeness,
@@ -64,6 +66,11 @@ def test_units_have_no_say_and_features_that_never_vary_are_noticed_when_they_do
     assert (seen.distance(moved_NF) > 100 * seen.distance(still_NF)).all()
 
 
+def resampled(images: int) -> Resampled:
+    """Each image is of a lesion of its own."""
+    return Resampled(Bootstrap(level=0.9, draws=400, seed=0), range(images))
+
+
 def test_an_image_is_held_against_other_lesions_alone() -> None:
     features_NF = drawn(0, 40)
     features_NF[1] = features_NF[0] = 1e4  # two images of one lesion that is like no other
@@ -78,16 +85,23 @@ def test_the_threshold_calls_its_share_of_fresh_images_so_and_all_that_is_someth
     assert json.loads(json.dumps(fitted, allow_nan=False)) == fitted
     fresh_N = unlikeness(fitted, [drawn(1, 4000)], ALONE)
     assert fresh_N is not None
-    report = unlikeness_report(fresh_N, fitted, why_not=None)
+    report = unlikeness_report(fresh_N, fitted, resampled=resampled(4000), why_not=None)
     # 20 of 400 validation images decide, so a share of 0.05 +- 0.011 (one standard deviation).
     assert report["flagged"] == pytest.approx(0.05, abs=0.033)
     assert report["flag_above"] == fitted["unlike_training"]["flag_above"]
+    flagged = report["intervals"]["flagged"]
+    assert flagged["value"] == report["flagged"]
+    # Single images are drawn: the interval is about 2 x 1.64 standard errors wide.
+    error = np.sqrt(flagged["value"] * (1 - flagged["value"]) / 4000)
+    assert flagged["high"] - flagged["low"] == pytest.approx(3.29 * error, rel=0.2)
     columns = unlikeness_columns(fresh_N, fitted)
     assert np.mean(columns["unlike_training_flag"]) == report["flagged"]
     assert columns["unlike_training"] == fresh_N.tolist()
     # The same features in another order: each is common, and they are never seen together so.
     strange_N = unlikeness(fitted, [drawn(1)[:, ::-1]], ALONE)
-    assert unlikeness_report(strange_N, fitted, why_not=None)["flagged"] == 1
+    assert (
+        unlikeness_report(strange_N, fitted, resampled=resampled(400), why_not=None)["flagged"] == 1
+    )
 
 
 def test_members_are_weighted() -> None:
@@ -108,11 +122,12 @@ def test_without_features_or_with_too_few_images_it_says_why() -> None:
         fit = fit_unlikeness(found, ids, np.ones(len(found)) / len(found), **OPTIONS)
         fitted = {"unlike_training": fit}
         assert unlikeness(fitted, found, ALONE) is None
-        report = unlikeness_report(None, fitted, why_not=None)
+        report = unlikeness_report(None, fitted, resampled=resampled(9), why_not=None)
         assert (report["flag_above"], report["flagged"]) == (None, None)
         assert why in report["reason"]
         assert unlikeness_columns(None, fitted) == {}
-    assert unlikeness_report(None, None, why_not="elsewhere")["reason"] == "elsewhere"
+    report = unlikeness_report(None, None, resampled=resampled(9), why_not="elsewhere")
+    assert report["reason"] == "elsewhere"
     with pytest.raises(DataError, match="2 images: at least 3"):
         Seen.of(drawn(0, 2), 3)
 
