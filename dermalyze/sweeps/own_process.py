@@ -10,16 +10,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
 _POLL = 0.2  # seconds
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
-# What a piece of work is: no arguments -> its exit code, and what it has to say (small, plain).
+# What a piece of work is: no arguments -> its exit code, and what it has to say (plain).
 Work = Callable[[], tuple[int, Any]]
 
 
@@ -58,11 +58,14 @@ def in_own_process(work: Work, *, stop_asked: Callable[[], bool]) -> Ended:
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()
     answer.close()
-    asked = False
+    said, listening, asked = None, True, False
     try:
         with _handing_on(process.pid or 0):
             while process.exitcode is None:
-                process.join(_POLL)
+                # What is said is taken while it is said: a pipe holds 64 KiB, and then lets wait.
+                ready = wait([process.sentinel, *([answers] if listening else [])], _POLL)
+                if answers in ready:
+                    said, listening = _heard(answers), False
                 if not asked and process.exitcode is None and stop_asked():
                     os.kill(process.pid or 0, signal.SIGINT)
                     asked = True
@@ -70,13 +73,19 @@ def in_own_process(work: Work, *, stop_asked: Callable[[], bool]) -> Ended:
         if process.is_alive():
             process.kill()
             process.join()
-    try:
-        said = answers.recv()
-    except EOFError:
-        said = None
+    if listening and answers.poll():
+        said = _heard(answers)
     answers.close()
     code = process.exitcode
     return Ended(128 - code if code < 0 else code, said)
+
+
+def _heard(answers: Connection) -> Any:
+    """Return what the process says; None where it ends without a word, or in the middle of one."""
+    try:
+        return answers.recv()
+    except (EOFError, OSError):
+        return None
 
 
 @contextmanager
@@ -87,7 +96,8 @@ def _handing_on(process: int) -> Iterator[None]:
         return
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        os.kill(process, number)
+        with suppress(ProcessLookupError):  # it has ended, and has nothing left to save
+            os.kill(process, number)
 
     before = {number: signal.signal(number, hand_on) for number in _WARNINGS}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

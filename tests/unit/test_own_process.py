@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -62,6 +63,25 @@ def test_a_warning_to_this_process_is_handed_on() -> None:
     before = signal.getsignal(signal.SIGUSR2)
     assert in_own_process(work, stop_asked=never) == Ended(0, "warned")
     assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_what_is_more_than_a_pipe_holds_comes_back() -> None:
+    text = "x" * 1_000_000
+    assert in_own_process(lambda: (0, text), stop_asked=never) == Ended(0, text)
+
+
+def test_a_warning_that_comes_after_it_has_ended_harms_nothing() -> None:
+    warned: list[int] = []
+
+    def warn_too_late() -> bool:
+        while multiprocessing.active_children():  # also takes the ended ones from the system
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        warned.append(signal.SIGUSR1)
+        return False
+
+    ended = in_own_process(lambda: (time.sleep(0.5), (0, "saved"))[1], stop_asked=warn_too_late)
+    assert (ended, warned) == (Ended(0, "saved"), [signal.SIGUSR1])
 
 
 ORPHAN = """
