@@ -14,9 +14,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    IntLogUniformDistribution,
+    IntUniformDistribution,
+)
 
-from dermalyze.errors import ConfigError
+from dermalyze.errors import ConfigError, nearest
 from dermalyze.search.options import Condition
 
 Suggest = Callable[[str, BaseDistribution], Any]
@@ -41,8 +46,8 @@ class Space:
             range the place of another.
 
     Raises:
-        ConfigError: not a range, a condition on what is nowhere chosen, or one name with two
-            ranges.
+        ConfigError: not a range, a condition on what is nowhere chosen or on a value that is no
+            choice of it, or one name with two ranges.
     """
 
     def __init__(
@@ -54,7 +59,8 @@ class Space:
     ) -> None:
         typed = _last(_parsed(arguments))
         names = {override.get_key_element() for override in typed}
-        written = [word for word in _words(params) if word.partition("=")[0] not in names]
+        self._replaced: dict[str, list[str]] = {}
+        written = self._not_replaced(params, names)
         chosen = [*_parsed(written), *typed]
         self.fixed = [str(one.input_line) for one in chosen if not one.is_sweep_override()]
         self._asked = [_Asked({}, {name: _distribution(one) for name, one in _sweeps(chosen)})]
@@ -81,7 +87,7 @@ class Space:
                 f"and no value of it is given. Give one of them: {', '.join(sorted(known))}, or "
                 f"{unknown[0]}=VALUE on the line."
             )
-        words = [word for word in _words(condition.params) if word.partition("=")[0] not in typed]
+        words = self._not_replaced(condition.params, typed)
         ranges = {}
         for name, override in _sweeps(_parsed(words, every=True)):
             ranges[name] = _distribution(override)
@@ -95,15 +101,41 @@ class Space:
             name: frozenset(map(_text, value if isinstance(value, list) else [value]))
             for name, value in condition.when.items()
         }
-        if all(self._possible(name, texts) for name, texts in when.items()):
+        possible = [self._possible(name, texts) for name, texts in when.items()]  # all are checked
+        if all(possible):
             self._asked.append(_Asked(when, ranges))
         return ranges.keys()
 
+    def _not_replaced(self, params: Mapping[str, Any], typed: Set[str]) -> list[str]:
+        """Return the words in whose place none was typed, and keep the others apart."""
+        words = _words(params)
+        for word in words:
+            name = word.partition("=")[0]
+            if name in typed:
+                self._replaced.setdefault(name, []).append(word)
+        return [word for word in words if word.partition("=")[0] not in typed]
+
     def _possible(self, name: str, texts: frozenset[str]) -> bool:
-        """Return whether a name may have one of these texts, by what is given or searched."""
+        """Return whether a name may have one of these texts, by what is given or searched.
+
+        Raises:
+            ConfigError: one of them is among no choices of the name, neither of those that are
+                searched nor of those in whose place they were typed.
+        """
         if name in self._values:
             return self._values[name] in texts
-        return any(name in asked.ranges for asked in self._asked)
+        searched = [asked.ranges[name] for asked in self._asked if name in asked.ranges]
+        if not searched:
+            return False
+        possible = {text for text in texts if _can_be(searched[0], text)}  # a name has one range
+        replaced = [_distribution(one) for _, one in _sweeps(_parsed(self._replaced.get(name, [])))]
+        for text in sorted(texts - possible):
+            if not any(_can_be(one, text) for one in replaced):
+                raise ConfigError(
+                    f"hydra.sweeper.conditions: {name} is never {text}, since it is searched in "
+                    f"{searched[0]}.{nearest(text, getattr(searched[0], 'choices', ()))}"
+                )
+        return bool(possible)
 
     def overrides(self, suggest: Suggest) -> list[str]:
         """Return the words of one trial: those that all share, and what `suggest` chooses."""
@@ -126,14 +158,12 @@ class Space:
                 distribution: BaseDistribution,
                 wanted: dict[str, frozenset[str]] = wanted,
             ) -> Any:
+                asked_for = wanted.get(name, frozenset())
                 if isinstance(distribution, CategoricalDistribution):
-                    fitting = [
-                        choice
-                        for choice in distribution.choices
-                        if _text(choice) in wanted.get(name, frozenset())
-                    ]
+                    fitting = [choice for choice in distribution.choices if choice in asked_for]
                     return (fitting or distribution.choices)[0]
-                return distribution.low  # type: ignore[attr-defined]  # all others have bounds
+                whole = sorted(int(text) for text in asked_for if _can_be(distribution, text))
+                return whole[0] if whole else distribution.low  # type: ignore[attr-defined]
 
             found.append(self.overrides(first))
         return found
@@ -198,6 +228,18 @@ def _distribution(override: Override) -> BaseDistribution:
         return CategoricalDistribution(tuple(override.sweep_string_iterator()))
     except (HydraException, ValueError, AssertionError, TypeError) as error:
         raise ConfigError(f"hydra.sweeper: {override.input_line}: {error}") from error
+
+
+def _can_be(distribution: BaseDistribution, text: str) -> bool:
+    """Return whether a range has a value; none is told apart in an interval of real numbers."""
+    if isinstance(distribution, CategoricalDistribution):
+        return text in distribution.choices
+    if not isinstance(distribution, (IntUniformDistribution, IntLogUniformDistribution)):
+        return False
+    try:
+        return str(int(text)) == text and distribution.low <= int(text) <= distribution.high
+    except ValueError:
+        return False
 
 
 def _text(value: object) -> str:

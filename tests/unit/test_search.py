@@ -133,11 +133,26 @@ def test_conditions_that_cannot_hold_are_not_searched() -> None:
 
 def test_examples_ask_for_conditions_within_conditions() -> None:
     nested = [
-        Condition(when={"a": "y"}, params={"b": "choice(1,2)"}),
+        Condition(when={"a": "y"}, params={"b": "choice(1,2,3)"}),
         Condition(when={"b": [2, 3]}, params={"c": "interval(0,1)"}),
     ]
     space = Space(params={"a": "choice(x,y)"}, conditions=nested, arguments=[])
     assert space.examples() == [["a=x"], ["a=y", "b=1"], ["a=y", "b=2", "c=0.0"]]
+
+
+def test_examples_ask_for_what_depends_on_a_whole_number() -> None:
+    deep = [Condition(when={"layers": [3, 2]}, params={"width": "choice(8,16)"})]
+    space = Space(params={"layers": "int(interval(1,4))"}, conditions=deep, arguments=[])
+    assert space.examples() == [["layers=1"], ["layers=2", "width=8"]]
+
+
+def test_a_condition_on_a_choice_that_was_narrowed_away_is_not_searched() -> None:
+    narrowed = a_space("loss=choice(cross_entropy,ldam)")
+    assert narrowed.described().keys() == {"optimizer.lr", "loss"}
+    nested = [*CONDITIONS, Condition(when={"loss.gamma": 2}, params={"b": "choice(1,2)"})]
+    typed = ["loss=choice(cross_entropy,ldam)", "loss.gamma=choice(1,2)"]
+    space = Space(params=PARAMS, conditions=nested, arguments=typed)
+    assert space.described().keys() == {"optimizer.lr", "loss", "loss.gamma", "b"}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,14 @@ def test_examples_ask_for_conditions_within_conditions() -> None:
             [({"a": 1}, {"c": "interval(0,1)"}), ({"a": 2}, {"c": "interval(0,2)"})],
             "c has two ranges",
         ),
+        (
+            {"loss": "choice(cross_entropy,focal)"},
+            [({"loss": ["focal", "focall"]}, {"loss.gamma": "interval(0,1)"})],
+            "loss is never focall, since it is searched in CategoricalDistribution(choices="
+            "('cross_entropy', 'focal')). Did you mean 'focal'?",
+        ),
+        ({"a": "interval(1,4)"}, [({"a": 5}, {"c": "choice(1,2)"})], "a is never 5, since it is"),
+        ({"a": "interval(1.0,4)"}, [({"a": 2}, {"c": "choice(1,2)"})], "a is never 2, since it"),
     ],
 )
 def test_what_is_no_space_is_refused(params, conditions, said) -> None:
