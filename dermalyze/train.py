@@ -18,8 +18,8 @@ logger = logging.getLogger("dermalyze")
 def main(cfg: DictConfig) -> float:
     """Train; return the best value of `training.monitor`, which sweeps select by."""
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.
-    from dermalyze.experiment import run_training
     from dermalyze.run_folder import CONFIG, resumed_config
+    from dermalyze.schema import check_run_values
     from dermalyze.search.trial_file import trial_number
     from dermalyze.taxonomy import DISCLAIMER
 
@@ -34,6 +34,9 @@ def main(cfg: DictConfig) -> float:
             trial = trial_of(folder, hydra_config.sweeper, cfg.training.monitor)
     if resume:
         cfg = resumed_config(cfg, folder, list(hydra_config.overrides.task))
+    check_run_values(cfg)
+    from dermalyze.experiment import run_training  # later than wrong values are refused
+
     outcome = run_training(cfg, folder, resume=resume, trial=trial)
 
     best = {key.removeprefix("val/"): value for key, value in outcome.best.items() if "val/" in key}

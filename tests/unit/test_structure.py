@@ -188,11 +188,11 @@ print(sorted({{"torch", "timm", "mlflow"}} & sys.modules.keys()))
     assert output_of(script).endswith("[]\n")
 
 
-def output_of(script: str, *arguments: str) -> str:
+def output_of(script: str, *arguments: str, expect: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
 
 
@@ -214,6 +214,16 @@ def test_help_and_config_answer_without_the_heavy_libraries(
     assert last == "heavy:"
     text = "\n".join(shown)
     assert (f"python -m dermalyze.{command}" if arguments == ("--help",) else "outputs:") in text
+
+
+@pytest.mark.parametrize(
+    "word", ["training.sede=1", "loss=focl", "training.epochs=0", "training.epochs=few"]
+)
+def test_train_refuses_a_wrong_word_without_the_heavy_libraries(word: str, tmp_path: Path) -> None:
+    """A key, an option, a value out of its range, and one that is no number."""
+    run = f"hydra.run.dir={tmp_path}"
+    *_, last = output_of(RUN_AND_LIST, "train", word, run, expect=2).splitlines()
+    assert last == "heavy:"
 
 
 def test_no_file_is_called_utils() -> None:
