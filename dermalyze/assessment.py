@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from dermalyze.compute import choose_device
+from dermalyze.compute import choose_device, choose_precision
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
@@ -91,7 +91,11 @@ def assess(config: Node) -> Assessment:
         config,
         facts,
         home=home,
-        prediction={**way, "logit_adjustment": config["logit_adjustment"], "amp": config["amp"]},
+        prediction={
+            **way,
+            "logit_adjustment": config["logit_adjustment"],
+            "precision": str(choose_precision(config["amp"], device)),
+        },
         on_validation=on_validation,
     )
     found = results(

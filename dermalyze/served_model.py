@@ -32,6 +32,9 @@ class ServedModel(PythonModel):  # type: ignore[misc] # MLflow's classes are not
     ) -> pd.DataFrame:
         """Return a row for each image: class, confidence, probabilities, uncertainty, disclaimer.
 
+        Probabilities are as the model gives them: what `evaluate` fits later lies in the run's
+        folder, and a logged model is the checkpoint alone.
+
         Args:
             context: not needed any more.
             model_input: the bytes of a JPEG, PNG, BMP or WebP file, or these in base64, in the

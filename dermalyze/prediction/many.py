@@ -79,7 +79,7 @@ def predict_many(config: Node) -> Tally:
         instantiate(config["ensemble"], _convert_="all"),
     )
     if way.fit is None:
-        logger.info("no prediction sets: %s", way.why_no_fit)
+        logger.info("no prediction sets and no calibration: %s", way.why_no_fit)
     batch_size = config["batch_size"] or panel.batch_size
     listing = listed_images(config["images"])
     if output is None:
@@ -187,4 +187,6 @@ def _line(result: Result) -> str:
     line += "; " + ", ".join(f"{code} {probability:.4f}" for code, probability in others)
     if result.prediction_set is not None:
         line += f"; one of {' '.join(result.prediction_set)} ({result.prediction_set_note})"
+    if result.abstain:
+        line += f"; not sure enough to answer ({result.calibration_note})"
     return line

@@ -22,10 +22,10 @@ from dermalyze.inference.forward import images_at_once, refuse_not_finite, view_
 from dermalyze.inference.identity import home_of
 from dermalyze.inference.loading import TrainedModel, best_checkpoints, check_members, load_model
 from dermalyze.inference.views import Views
+from dermalyze.prediction.fitted_answers import FittedAnswer, fitted_answers
 from dermalyze.prediction.pictures import Given, frame_of, known_of, pixels_of
 from dermalyze.prediction.results import Failure, ImageUncertainty, PredictedBy, Prediction
 from dermalyze.prediction.ways import Way, check_set_method, find_way
-from dermalyze.reporting.fitted import sets_of
 from dermalyze.taxonomy import description
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ class Panel:
     ) -> None:
         self.set_method = check_set_method(set_method)
         self.device = choose_device(device)
-        self.amp = amp
         self.precision = choose_precision(amp, self.device)
         self.models: list[TrainedModel] = [
             load_model(path, self.device) for path in best_checkpoints(checkpoint)
@@ -101,7 +100,8 @@ class Panel:
 
     def way(self, views: Views, method: Ensemble) -> Way:
         """Return a way of predicting with these models; see `find_way`."""
-        return find_way(views, method, self.models, home=self.home, amp=self.amp)
+        precision = str(self.precision)
+        return find_way(views, method, self.models, home=self.home, precision=precision)
 
     def results(
         self, chunks: Iterable[Sequence[Given]], way: Way, batch_size: int
@@ -176,31 +176,18 @@ class Panel:
             aggregation=way.method.aggregation,
             weights_M=way.weights_M,
         )
-        sets, note = self._sets(answer.probs_NK, way)
+        fitted = fitted_answers(way, answer.probs_NK, self.classes, self.set_method)
         return [
-            self._prediction(one, answer, position, sets[position], note, way)
+            self._prediction(one, answer, position, fitted[position], way)
             for position, one in enumerate(seen)
         ]
-
-    def _sets(self, probs_NK: np.ndarray, way: Way) -> tuple[list[tuple[str, ...] | None], str]:
-        """Return the set of each image, and how sets are made or why there are none."""
-        if way.fit is None:
-            return [None] * len(probs_NK), str(way.why_no_fit)
-        asked, fitted = way.fit["about"]["sets"], way.fit["fitted"]
-        sets_NK = sets_of(fitted, probs_NK, asked)[self.set_method]
-        note = (
-            f"{self.set_method}: holds the true class with probability {asked['level']:g}, fitted "
-            f"on {fitted['validation']['images']} validation images"
-        )
-        return [tuple(np.array(self.classes)[row_K].tolist()) for row_K in sets_NK], note
 
     def _prediction(
         self,
         one: _Seen,
         answer: Answer,
         position: int,
-        prediction_set: tuple[str, ...] | None,
-        note: str,
+        fitted: FittedAnswer,
         way: Way,
     ) -> Prediction:
         probs_K = answer.probs_NK[position]
@@ -215,8 +202,7 @@ class Panel:
             uncertainty=ImageUncertainty(
                 **{name: float(values_N[position]) for name, values_N in unsure.items()}
             ),
-            prediction_set=prediction_set,
-            prediction_set_note=note,
+            **fitted._asdict(),
             model=PredictedBy(
                 checkpoints=tuple(str(model.path) for model in self.models),
                 weights=tuple(way.weights_M.tolist()),

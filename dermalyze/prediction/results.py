@@ -79,11 +79,17 @@ class Prediction(ReadsLikeADict):
         predicted_class: the code of the most probable class, the first of equals.
         predicted_class_description: its name in words.
         confidence: its probability.
-        probabilities: of each class by its code, in the models' order, summing to 1.
+        probabilities: of each class by its code, in the models' order, summing to 1; as the models
+            give them.
         uncertainty: how sure the probabilities are.
-        prediction_set: codes of the classes that hold the true one with the probability that
+        prediction_set: codes of the classes, made to hold the true one as often as
             `prediction_set_note` says; None where nothing was fitted for it.
         prediction_set_note: how the set was made, or why there is none.
+        calibrated_probabilities: `probabilities` after the temperature that validation chose, in
+            the same order; None where none was fitted.
+        abstain: whether the largest of these is below the confidence from which on the model
+            should answer; None where none was found.
+        calibration_note: with which temperature and confidence, or why there are none.
         model: what predicted.
         disclaimer: what a prediction may not be used for.
     """
@@ -96,6 +102,9 @@ class Prediction(ReadsLikeADict):
     uncertainty: ImageUncertainty
     prediction_set: tuple[str, ...] | None
     prediction_set_note: str
+    calibrated_probabilities: Mapping[str, float] | None
+    abstain: bool | None
+    calibration_note: str
     model: PredictedBy
     disclaimer: str = DISCLAIMER
 

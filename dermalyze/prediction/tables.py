@@ -19,7 +19,7 @@ Records = Iterable[Sequence[Node]]  # parts, each of `Prediction.as_dict()` and 
 
 _WORDS = ("image", "predicted_class", "predicted_class_description")
 _LAST = ("metadata", "error", "disclaimer")
-_SET = "prediction_set"
+_SET, _ABSTAIN = "prediction_set", "abstain"
 
 
 def check_ending(output: str) -> Path:
@@ -39,7 +39,8 @@ def check_ending(output: str) -> Path:
 def write_table(path: Path, parts: Records, classes: Sequence[str]) -> None:
     """Write the records in their order, in the format that the file's ending says, whole.
 
-    - .csv: a row an image. Names that a spreadsheet would take for formulas begin with '.
+    - .csv: a row an image; empty where nothing was fitted for a column. Names that a spreadsheet
+      would take for formulas begin with '.
     - .parquet: the same columns, `prediction_set` a list; a row group a part.
     - .json: a list of the records as they are.
     """
@@ -50,6 +51,7 @@ def write_table(path: Path, parts: Records, classes: Sequence[str]) -> None:
 def _row(record: Node, classes: Sequence[str]) -> Node:
     """Return a record as the values of a table's columns, None where there is none."""
     probabilities = record.get("probabilities", {})
+    calibrated = record.get("calibrated_probabilities") or {}
     unsure = record.get("uncertainty", {})
     model = record.get("model", {})
     return {
@@ -58,6 +60,8 @@ def _row(record: Node, classes: Sequence[str]) -> Node:
         **{f"probability_{code}": probabilities.get(code) for code in classes},
         **{name: unsure.get(name) for name in ImageUncertainty.names()},
         _SET: record.get(_SET),
+        **{f"calibrated_probability_{code}": calibrated.get(code) for code in classes},
+        _ABSTAIN: record.get(_ABSTAIN),
         "metadata": " ".join(model["metadata"]) if model else None,
         "error": record.get("error"),
         "disclaimer": DISCLAIMER,
@@ -93,6 +97,7 @@ def _write_parquet(file: BinaryIO, parts: Records, classes: Sequence[str]) -> No
 
     types = dict.fromkeys(_row({}, classes), pyarrow.float64())
     types |= dict.fromkeys((*_WORDS, *_LAST), pyarrow.string())
+    types[_ABSTAIN] = pyarrow.bool_()
     types[_SET] = pyarrow.list_(pyarrow.string())
     schema = pyarrow.schema(list(types.items()))
     with parquet.ParquetWriter(file, schema) as writer:

@@ -79,14 +79,15 @@ def method_of(name: str | None, weights: Sequence[float] | None) -> Ensemble:
 
 
 def find_way(
-    views: Views, method: Ensemble, members: Sequence[ModelFacts], *, home: Path, amp: str
+    views: Views, method: Ensemble, members: Sequence[ModelFacts], *, home: Path, precision: str
 ) -> Way:
     """Return the way, with the models' weights and what `evaluate` fitted for it.
 
     Args:
         members: the models.
         home: the folder that keeps what was fitted for them.
-        amp: number format, as `evaluate` was asked for it.
+        precision: number format that they compute in, as `str(Precision)` says it. What was fitted
+            for another is not for this one.
 
     Raises:
         ConfigError, CheckpointError: a method that does not fit the models, or whose weights an
@@ -102,30 +103,31 @@ def find_way(
         models = as_json({"models": trained_as(members)})["models"]
         fits = [fit for fit in all_kept(home) if fit["about"]["models"] == models]
     if method.needs_validation and len(members) > 1:
-        weights_M = _weights_found(views, method, fits, len(members), amp)
+        weights_M = _weights_found(views, method, fits, len(members), precision)
     else:
         names = [str(member.path) for member in members]
         metrics = [member.header.get("validation_metrics", {}) for member in members]
         weights_M = method.weights(Candidates(names, metrics))
-    asked = as_json(_asked(views, method, weights_M, amp))
+    asked = as_json(_asked(views, method, weights_M, precision))
     for fit in fits:
         if fit["about"]["prediction"] == asked:
             return Way(views, method, weights_M, fit, None)
-    mend = "python -m dermalyze.evaluate fits it, called with the same checkpoint, tta and ensemble"
-    return Way(
-        views, method, weights_M, None, why_not or f"not fitted for this way of predicting: {mend}"
+    unfitted = (
+        "not fitted for this way of predicting: python -m dermalyze.evaluate fits it, called with "
+        "the same checkpoint, tta, ensemble and amp"
     )
+    return Way(views, method, weights_M, None, why_not or unfitted)
 
 
-def _asked(views: Views, method: Ensemble, weights_M: np.ndarray, amp: str) -> Node:
-    return {**way_of(views, method, weights_M), "logit_adjustment": None, "amp": amp}
+def _asked(views: Views, method: Ensemble, weights_M: np.ndarray, precision: str) -> Node:
+    return {**way_of(views, method, weights_M), "logit_adjustment": None, "precision": precision}
 
 
 def _weights_found(
-    views: Views, method: Ensemble, fits: Sequence[Node], count: int, amp: str
+    views: Views, method: Ensemble, fits: Sequence[Node], count: int, precision: str
 ) -> np.ndarray:
     """Return the weights that an evaluation chose on validation."""
-    asked = as_json(_asked(views, method, np.full(count, np.nan), amp))
+    asked = as_json(_asked(views, method, np.full(count, np.nan), precision))
     for fit in fits:
         prediction = fit["about"]["prediction"]
         if {**prediction, "weights": None} == {**asked, "weights": None}:

@@ -50,6 +50,18 @@ def test_evaluation_interface_command_and_an_ensemble_of_one_agree(
     assert predicted["prediction_set"].tolist() == evaluated["set_lac"].tolist()
     np.testing.assert_allclose(predicted[COLUMNS], expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(predicted[UNSURE], evaluated[UNSURE], rtol=0, atol=1e-6)
+    # The temperature by hand: probabilities to the power of 1 / T, scaled to sum to 1.
+    report = json.loads((run / "evaluation" / part / "evaluation_metrics.json").read_text())
+    powers = expected ** (1 / report["calibration"]["temperature"])
+    calibrated = powers / powers.sum(axis=1, keepdims=True)
+    columns = [f"calibrated_{column}" for column in COLUMNS]
+    np.testing.assert_allclose(predicted[columns], calibrated, rtol=0, atol=1e-6)
+    limit = report["abstention"]["abstain_below"]
+    if limit is None:
+        assert predicted["abstain"].isna().all()
+    else:
+        answered = 1 - predicted["abstain"].mean()
+        assert answered == pytest.approx(report["abstention"]["coverage"])
 
     predictor = SkinLesionPredictor(run, device="cpu")
     ensemble = load_ensemble_predictor([run], device="cpu")

@@ -99,7 +99,7 @@ def test_a_result_is_typed_frozen_and_reads_like_a_dict(predictor, paths):
     assert result.disclaimer == DISCLAIMER
     assert "error" not in result
     assert dict(result) == result
-    assert len(result) == len(list(result)) == 10
+    assert len(result) == len(list(result)) == 13
     with pytest.raises(KeyError):
         result["predict"]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -262,17 +262,18 @@ FITTED = {
         "raps": [0.9] * 3,
         "class_conditional": [None, 0.1, 0.1],
     },
+    "abstain_below": 0.4,
     "validation": {"images": 50},
 }
 SETS = {"level": 0.8, "penalty": 0.01, "free_ranks": 1}
 
 
-def fit(run, members, views, method, weights):
+def fit(run, members, views, method, weights, *, precision="fp32", fitted=None):
     facts = [read_facts(member / BEST) for member in members]
     way = way_of(views_of(views, None), method_of(method, None), np.array(weights))
-    prediction = {**way, "logit_adjustment": None, "amp": "auto"}
+    prediction = {**way, "logit_adjustment": None, "precision": precision}
     about = {"models": trained_as(facts), "prediction": prediction, "sets": SETS}
-    keep(run, about, FITTED)
+    keep(run, about | {"abstention": {"error": 0.1}}, fitted or FITTED)
 
 
 def test_a_set_is_what_was_fitted_for_this_way_of_predicting(tmp_path, paths):
@@ -287,7 +288,8 @@ def test_a_set_is_what_was_fitted_for_this_way_of_predicting(tmp_path, paths):
             assert result.prediction_set == tuple(np.array(CLASSES)[row_K]), name
             sizes.add(len(result.prediction_set))
         assert result.prediction_set_note == (
-            f"{name}: holds the true class with probability 0.8, fitted on 50 validation images"
+            f"{name}: made to hold the true class in 80% of images, on average over images like "
+            "the 50 of validation that it was fitted on; of one image it promises nothing"
         )
     assert len(sizes) > 1
     seen_otherwise = predictors["lac"].predict_with_tta(paths[0], "light")
@@ -303,6 +305,46 @@ def test_a_set_is_what_was_fitted_for_this_way_of_predicting(tmp_path, paths):
     result = SkinLesionPredictor(elsewhere).predict(paths[0])
     assert result.prediction_set is None
     assert "lies in no run's folder" in result.prediction_set_note
+
+
+def test_temperature_and_silence_are_what_was_fitted(tmp_path, paths):
+    run = make_run(tmp_path / "run", seed=1)
+    raw = SkinLesionPredictor(run, device="cpu").predict(paths[0])
+    assert (raw.calibrated_probabilities, raw.abstain) == (None, None)
+    assert raw.calibration_note == raw.prediction_set_note
+    assert "not fitted for this way of predicting" in raw.calibration_note
+
+    roots = {code: value**0.5 for code, value in raw.probabilities.items()}  # temperature 2
+    expected = {code: root / sum(roots.values()) for code, root in roots.items()}
+    largest = max(expected.values())
+    for limit, silent in ((largest + 1e-6, True), (largest - 1e-6, False), (None, None)):
+        fit(run, [run], "off", None, [1.0], fitted=FITTED | {"abstain_below": limit})
+        result = SkinLesionPredictor(run, device="cpu").predict(paths[0])
+        assert result.probabilities == raw.probabilities
+        assert result.calibrated_probabilities == pytest.approx(expected, abs=1e-12)
+        assert result.abstain is silent
+        start = "temperature 2.0000, fitted on 50 images of validation; "
+        assert result.calibration_note == start + (
+            "no confidence reached on validation the error that was asked for, so there is no word "
+            "on abstaining"
+            if limit is None
+            else f"abstain: below a confidence of {limit:.4f}, from which on at most 10% of those "
+            "images were mistaken"
+        )
+    assert json.loads(json.dumps(result.as_dict()))["calibrated_probabilities"] == (
+        result.calibrated_probabilities
+    )
+
+
+def test_what_was_fitted_in_another_number_format_is_not_used(tmp_path, paths):
+    run = make_run(tmp_path / "run", seed=1)
+    fit(run, [run], "off", None, [1.0], precision="bf16")
+    assert SkinLesionPredictor(run, device="cpu").predict(paths[0]).abstain is None
+    in_bf16 = SkinLesionPredictor(run, device="cpu", amp="bf16").predict(paths[0])
+    assert in_bf16.abstain is not None
+    fit(run, [run], "off", None, [1.0])
+    for amp in ("auto", "off"):  # which are both fp32 on a CPU
+        assert SkinLesionPredictor(run, device="cpu", amp=amp).predict(paths[0]).abstain is not None
 
 
 def test_a_selection_on_validation_is_found_where_an_evaluation_left_it(tmp_path, paths):
