@@ -6,7 +6,7 @@ Every process of a sweep, wherever a launcher starts it, knows the others by the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from dermalyze.redaction import shown
 
 SWEEP = "sweep.json"
 SHARED_SWEEP = "sweep_redacted.json"
+NUMBER_OF_JOBS = "number_of_jobs"  # in SWEEP; null: a search, whose trials are not counted ahead
 ENSEMBLE = "ensemble.yaml"
 JOB = "job.json"
 _STOP = ".stop"
@@ -24,7 +25,8 @@ _CLAIMS = ".claims"
 
 # twin: the same as another job, run alone; pruned: a search stopped it; waiting: not begun.
 Status = Literal["done", "twin", "pruned", "failed", "stopped", "running", "waiting"]
-ENDED_WELL: tuple[Status, ...] = ("done", "twin", "pruned")
+HAS_RUN: tuple[Status, ...] = ("done", "pruned")
+ENDED_WELL: tuple[Status, ...] = (*HAS_RUN, "twin")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,20 @@ def jobs_of(sweep: Path) -> list[Job]:
     return sorted((job for job in found if job is not None), key=lambda job: job.number)
 
 
+def all_jobs_of(sweep: Path) -> list[Job]:
+    """Return the jobs that a sweep was begun to run, also those that no launcher came to.
+
+    Of a search it is not known how many there will be: its jobs are those that left a record.
+
+    Raises:
+        ConfigError: the folder is none of a sweep.
+    """
+    left = jobs_of(sweep)
+    never = set(range(read_sweep(sweep).get(NUMBER_OF_JOBS) or 0)) - {job.number for job in left}
+    missing = [Job(number, "never begun", [], "waiting", "never begun") for number in never]
+    return sorted([*left, *missing], key=lambda job: job.number)
+
+
 def run_name(folder: Path) -> str:
     """Return what a run is called: a sweep's job by what sets it apart, others by their folder."""
     job = read_job(folder)
@@ -105,17 +121,22 @@ def write_sweep(folder: Path, record: Mapping[str, object]) -> None:
 
 
 def forget_requests(sweep: Path) -> None:
-    """Take back what an earlier beginning of the sweep asked for: to stop, and who runs what."""
+    """Take back what an earlier beginning of the sweep asked for: to stop, and who runs what.
+
+    What a job has run to its end stays its own, so that no twin runs it again.
+    """
     (sweep / _STOP).unlink(missing_ok=True)
-    for claim in (sweep / _CLAIMS).glob("*"):
-        claim.unlink()
+    for claimed in (sweep / _CLAIMS).glob("*"):
+        owner = read_job(sweep / str(claimed.readlink()))
+        if owner is None or owner.status not in HAS_RUN:
+            claimed.unlink()
 
 
 def claim(sweep: Path, content: str, number: int) -> int:
-    """Return which job runs what has this content: the first that asks.
+    """Return which job runs what has this content: the one that has, else the first that asks.
 
     Args:
-        content: a digest of all that a job is.
+        content: a digest of all that a job is, the same each time that the sweep is begun.
         number: of the job that asks.
     """
     path = sweep / _CLAIMS / content
@@ -148,3 +169,13 @@ def _without_secrets(node: Any) -> Any:
 def override_key(override: str) -> str:
     """Return what an override changes: of "training.seed=7" that is "training.seed"."""
     return override.partition("=")[0]
+
+
+def set_apart(overrides: Sequence[str], fixed: Sequence[str]) -> list[str]:
+    """Return the overrides of a job that set it apart from the sweep's others.
+
+    Args:
+        overrides: all of them.
+        fixed: the keys that have one value in the whole sweep.
+    """
+    return [override for override in overrides if override_key(override) not in fixed]

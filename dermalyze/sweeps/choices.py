@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,9 +29,7 @@ def check_choices(config: DictConfig) -> None:
     """
     if config.hydra.sweeper._target_ != _GRID:
         return
-    params = config.hydra.sweeper.params or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    choices = _choices(words)
+    choices = _choices(config)
     first = {key: of_key[0] for key, of_key in choices.items()}
     run = _checked_run(config, first)
     for key, of_key in choices.items():
@@ -39,10 +40,24 @@ def check_choices(config: DictConfig) -> None:
                 _checked_run(config, {**first, key: word})
 
 
-def _choices(words: list[str]) -> dict[str, list[str]]:
+def number_of_jobs(config: DictConfig) -> int | None:
+    """Return how many jobs a grid has; None for a search, of which it is not known.
+
+    Args:
+        config: of the sweep, Hydra's own part included.
+    """
+    if config.hydra.sweeper._target_ != _GRID:
+        return None
+    return prod(len(of_key) for of_key in _choices(config).values())
+
+
+def _choices(config: DictConfig) -> dict[str, list[str]]:
     """Return each key's overrides: several where it is swept over, else its only one."""
+    params = config.hydra.sweeper.params or {}
+    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     choices: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(words):
+    options = GlobalHydra.instance().config_loader()  # which `glob(*)` asks for
+    for override in OverridesParser.create(options).parse_overrides(words):
         key = override.get_key_element()
         if override.is_sweep_override():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]

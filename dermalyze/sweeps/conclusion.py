@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,7 @@ from dermalyze.sweep_folder import (
     SHARED_SWEEP,
     SWEEP,
     Job,
-    jobs_of,
+    all_jobs_of,
     read_sweep,
     write_sweep,
 )
@@ -64,7 +64,7 @@ class Together:
     test: dict[str, float | None]
 
 
-def conclude(sweep: Path, cfg: DictConfig, *, stopped: bool) -> None:
+def conclude(sweep: Path, cfg: DictConfig, *, stopped: bool, broke_off: bool) -> None:
     """Say and write what came of a sweep's jobs.
 
     The test split is opened only when all jobs are done: for the ensemble of all of them, and for
@@ -74,21 +74,24 @@ def conclude(sweep: Path, cfg: DictConfig, *, stopped: bool) -> None:
         sweep: its folder.
         cfg: of the sweep as a whole.
         stopped: whether it was asked to stop.
+        broke_off: whether a launcher or a search did: then it is not done, whatever its jobs are.
     """
     record = read_sweep(sweep)
-    jobs = [_settled(sweep, job) for job in jobs_of(sweep)]
+    jobs = [_settled(sweep, job) for job in all_jobs_of(sweep)]
     bad = [job for job in jobs if job.status not in ENDED_WELL]
-    status = "stopped" if stopped else "failed" if bad else "done"
+    status = "stopped" if stopped else "failed" if bad or broke_off else "done"
     tracker = begin_tracking(sweep, cfg)
     found = findings(sweep, jobs, record["fixed"])
     together = _together(sweep, found, bad)
-    write_sweep(sweep, {**record, **_said(status, jobs, found, together)})
+    untested: dict[int, str] = {}
+    write_sweep(sweep, {**record, **_said(status, jobs, found, together, untested)})
     if status == "done" and cfg.sweep.evaluate:
-        together = _evaluate(sweep, cfg, found, together)
+        untested = _evaluate_jobs(cfg, found)
+        together = _evaluate_together(sweep, cfg, found, together)
         found = findings(sweep, jobs, record["fixed"])
-        write_sweep(sweep, {**record, **_said(status, jobs, found, together)})
+        write_sweep(sweep, {**record, **_said(status, jobs, found, together, untested)})
     out_of_fold = write_out_of_fold(sweep, found)
-    _log(jobs, found, together)
+    _log(jobs, found, together, untested)
     made = [SWEEP]
     made += [ENSEMBLE] if together.file else []
     made += [out_of_fold.name] if out_of_fold else []
@@ -119,14 +122,25 @@ def _together(sweep: Path, found: Sequence[Finding], bad: Sequence[Job]) -> Toge
     return Together(None, problem, {})
 
 
-def _evaluate(
+def _evaluate_jobs(cfg: DictConfig, found: Sequence[Finding]) -> dict[int, str]:
+    """Evaluate each job, where they differ by chance alone; return by number why one cannot be."""
+    problems: dict[int, str] = {}
+    if len(by_recipe(found)) > 1:
+        return problems
+    for finding in found:
+        if not finding.test:
+            number = finding.job.number
+            logger.info("evaluating job %d on its test split", number)
+            try:
+                _assessment(cfg, finding.folder)
+            except DermalyzeError as error:  # of these images or this model; its run is well
+                problems[number] = str(error)
+    return problems
+
+
+def _evaluate_together(
     sweep: Path, cfg: DictConfig, found: Sequence[Finding], together: Together
 ) -> Together:
-    if len(by_recipe(found)) == 1:
-        for finding in found:
-            if not finding.test:
-                logger.info("evaluating job %d on its test split", finding.job.number)
-                _assessment(cfg, finding.folder)
     if together.file is None:
         return together
     logger.info("evaluating the ensemble of %d jobs on their test split", len(found))
@@ -153,9 +167,21 @@ def _assessment(cfg: DictConfig, checkpoint: Path) -> Assessment:
     return assess(checked(evaluation, Evaluation))
 
 
-def _said(status: str, jobs: Sequence[Job], found: Sequence[Finding], together: Together) -> Node:
+def _said(
+    status: str,
+    jobs: Sequence[Job],
+    found: Sequence[Finding],
+    together: Together,
+    untested: Mapping[int, str],
+) -> Node:
     """Return what sweep.json says of the end."""
-    of_job = {finding.job.number: as_record(finding) for finding in found}
+    of_job = {
+        finding.job.number: {
+            **as_record(finding),
+            "test_problem": untested.get(finding.job.number),
+        }
+        for finding in found
+    }
     return {
         "status": status,
         "jobs": [
@@ -185,7 +211,9 @@ def _spreads(values: Sequence[Any]) -> Node:
     return {metric: None if one is None else asdict(one) for metric, one in found.items()}
 
 
-def _log(jobs: Sequence[Job], found: Sequence[Finding], together: Together) -> None:
+def _log(
+    jobs: Sequence[Job], found: Sequence[Finding], together: Together, untested: Mapping[int, str]
+) -> None:
     counts = dict.fromkeys(get_args(JobStatus), 0)
     for job in jobs:
         counts[job.status] += 1
@@ -197,8 +225,11 @@ def _log(jobs: Sequence[Job], found: Sequence[Finding], together: Together) -> N
             logger.warning("job %d (%s) %s: %s", job.number, job.name, job.status, job.reason)
     if found:
         logger.info("what they found\n%s", comparison_table(found, together.test or None))
+    for number, problem in untested.items():
+        logger.warning("job %d could not be evaluated on its test split: %s", number, problem)
     if together.problem:
-        logger.info("no ensemble: %s", together.problem)
+        what = "no ensemble" if together.file is None else "the ensemble could not be evaluated"
+        logger.info("%s: %s", what, together.problem)
 
 
 def _following(sweep: Path, status: str, together: Together) -> str:

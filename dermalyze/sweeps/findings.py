@@ -14,7 +14,7 @@ from dermalyze.checkpoint_file import BEST
 from dermalyze.evaluation.predictions import METRICS_FILE
 from dermalyze.evaluation.variance_components import variance_components
 from dermalyze.inference.loading import ModelFacts, read_facts
-from dermalyze.sweep_folder import Job, override_key
+from dermalyze.sweep_folder import Job, override_key, set_apart
 
 SEED = "training.seed"
 FOLD = "data.split.fold"
@@ -69,7 +69,7 @@ def findings(sweep: Path, jobs: Iterable[Job], fixed: Sequence[str]) -> list[Fin
         if job.status != "done":
             continue
         folder = sweep / str(job.number)
-        apart = [override for override in job.overrides if override_key(override) not in fixed]
+        apart = set_apart(job.overrides, fixed)
         facts = read_facts(folder / BEST)
         found.append(
             Finding(

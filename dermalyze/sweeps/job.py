@@ -17,14 +17,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import Pruned
+from dermalyze.run_folder import flat_parameters, is_free_on_resume
 from dermalyze.sweep_folder import (
     ENDED_WELL,
+    HAS_RUN,
     Job,
     Status,
     claim,
     override_key,
     read_job,
     read_sweep,
+    set_apart,
     stop_asked,
     write_job,
 )
@@ -53,16 +56,17 @@ def run_job(task: Task, cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder, number = Path(hydra_config.runtime.output_dir), int(hydra_config.job.num)
     sweep, overrides = folder.parent, list(hydra_config.overrides.task)
-    before = read_job(folder)
-    if before is not None and before.status in ("done", "pruned"):
+    before, apart = read_job(folder), set_apart(overrides, read_sweep(sweep)["fixed"])
+    first = claim(sweep, _content(cfg, apart), number)
+    if before is not None and before.status in HAS_RUN:
         logger.info("job %d is %s already", number, before.status)
         return before.value
 
-    job = Job(number, job_name(overrides, read_sweep(sweep)["fixed"]), overrides, "waiting")
-    first = claim(sweep, _content(cfg), number)
+    job = Job(number, job_name(apart), overrides, "waiting")
     if first != number:
         logger.info("job %d is the same as job %d, which alone is run", number, first)
-        write_job(folder, replace(job, status="twin", same_as=first))
+        if before is None or before.same_as != first:
+            write_job(folder, replace(job, status="twin", same_as=first))
         twin = read_job(sweep / str(first))
         return None if twin is None else twin.value
     if stop_asked(sweep):
@@ -79,20 +83,27 @@ def run_job(task: Task, cfg: DictConfig) -> float | None:
     return job.value
 
 
-def job_name(overrides: list[str], fixed: list[str]) -> str:
-    """Return the overrides that set a job apart from the sweep's others.
-
-    Args:
-        overrides: of the job, such as "training.seed=7".
-        fixed: the keys that have one value in the whole sweep.
-    """
-    apart = [override for override in overrides if override_key(override) not in fixed]
+def job_name(apart: list[str]) -> str:
+    """Return what a job is called, by the overrides that set it apart from the sweep's others."""
     return ", ".join(apart) or "as it stands"
 
 
-def _content(cfg: DictConfig) -> str:
-    text = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True)
+def _content(cfg: DictConfig, apart: list[str]) -> str:
+    """Return a digest of what a job is, whatever a resumed sweep may change for all of them."""
+    same = OmegaConf.create(_blank_where_free(OmegaConf.to_container(cfg, resolve=False)))
+    values = flat_parameters(OmegaConf.to_container(same, resolve=True))
+    kept = {name: value for name, value in values.items() if not is_free_on_resume(name)}
+    own = sorted(override for override in apart if is_free_on_resume(override_key(override)))
+    text = json.dumps([kept, own], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _blank_where_free(node: Any, path: str = "") -> Any:
+    """Empty the values that resuming may change, so that others that name them stay equal too."""
+    if isinstance(node, dict):
+        below = f"{path}." if path else ""
+        return {key: _blank_where_free(value, f"{below}{key}") for key, value in node.items()}
+    return "" if is_free_on_resume(path) else node
 
 
 def _work(task: Task, cfg: DictConfig) -> tuple[int, dict[str, Any]]:

@@ -25,15 +25,16 @@ from dermalyze.errors import ConfigError, DermalyzeError
 from dermalyze.run_folder import FREE_ON_RESUME, is_free_on_resume
 from dermalyze.sweep_folder import (
     ENDED_WELL,
+    NUMBER_OF_JOBS,
     SWEEP,
+    all_jobs_of,
     ask_to_stop,
     forget_requests,
-    jobs_of,
     override_key,
     read_sweep,
     write_sweep,
 )
-from dermalyze.sweeps.choices import check_choices
+from dermalyze.sweeps.choices import check_choices, number_of_jobs
 from dermalyze.sweeps.launchers import check_launcher
 from dermalyze.sweeps.own_process import in_own_process
 from dermalyze.tracking.run_lock import run_lock
@@ -68,7 +69,7 @@ class OpenSweep:
             config: the whole one, Hydra's own part included.
 
         Raises:
-            ConfigError: the folder holds a sweep that was not asked for.
+            ConfigError: the folder holds a sweep that was not asked for, or of other jobs.
             RunInUseError: another process works on it.
         """
         new = self.config.sweep.resume is None
@@ -79,9 +80,9 @@ class OpenSweep:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(run_lock(self.folder))
+        record = _described(config) if new else _gone_on_with(self.folder, _described(config))
         forget_requests(self.folder)
-        if new:
-            write_sweep(self.folder, _described(config))
+        write_sweep(self.folder, record)
 
     def listen(self) -> None:
         """From now on, a first SIGINT or SIGTERM lets jobs save and stop; a second acts at once."""
@@ -104,16 +105,21 @@ class OpenSweep:
             signal.signal(number, handler)
         self._before.clear()
 
-    def end(self) -> int:
-        """Say and write what came of the jobs; return what the process has to exit with."""
+    def end(self, *, broke_off: bool = False) -> int:
+        """Say and write what came of the jobs; return what the process has to exit with.
+
+        Args:
+            broke_off: whether a launcher or a search did, so that jobs may be missing.
+        """
         self.ended = True
         heard = self.stopped_by  # what is said of a stopped sweep is said to its end
         concluded = in_own_process(
-            partial(_conclude, self), stop_asked=lambda: self.stopped_by != heard
+            partial(_conclude, self, broke_off=broke_off),
+            stop_asked=lambda: self.stopped_by != heard,
         )
         if self.stopped_by:
             return 128 + self.stopped_by
-        bad = {job.exit_code for job in jobs_of(self.folder) if job.status not in ENDED_WELL}
+        bad = {job.exit_code for job in all_jobs_of(self.folder) if job.status not in ENDED_WELL}
         if bad:
             return 2 if bad == {2} else 1
         return concluded.exit_code
@@ -175,7 +181,7 @@ def whole_sweep() -> Iterator[None]:
     except BaseException as error:
         if _open and not _open[0].ended:  # a launcher that broke off, or a second Ctrl-C
             _open[0].stopped_by |= signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
-            _open[0].end()
+            _open[0].end(broke_off=True)
         raise
     finally:
         while _open:
@@ -214,7 +220,7 @@ def _may_change(key: str) -> bool:
     return is_free_on_resume(key) or key.startswith(("hydra.", "hydra/"))
 
 
-def _described(config: DictConfig) -> dict[str, object]:
+def _described(config: DictConfig) -> dict[str, Any]:
     """Return the record of a new sweep: what it was started with, and what is fixed in it."""
     overrides = list(config.hydra.overrides.task)
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -227,8 +233,26 @@ def _described(config: DictConfig) -> dict[str, object]:
             if override_key(override) not in _NEW_EACH_TIME
         ],
         "fixed": [one.get_key_element() for one in parsed if not one.is_sweep_override()],
+        NUMBER_OF_JOBS: number_of_jobs(config),
         "working_directory": os.getcwd(),  # noqa: PTH109 - plain text for JSON
     }
+
+
+def _gone_on_with(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a sweep that is begun again, by the record that it would have by now.
+
+    Raises:
+        ConfigError: it would have other jobs, whose folders are not theirs.
+    """
+    before = read_sweep(folder)
+    if before.get(NUMBER_OF_JOBS) not in (None, now[NUMBER_OF_JOBS]):
+        raise ConfigError(
+            f"{_RESUME}={folder}: the sweep has {before[NUMBER_OF_JOBS]} jobs, and this command "
+            f"line would make {now[NUMBER_OF_JOBS]}. Give one value to each key that is changed, "
+            "or begin another sweep."
+        )
+    # What is typed on resuming sets no job apart from those that were run before.
+    return {**before, "fixed": list(dict.fromkeys([*before["fixed"], *now["fixed"]]))}
 
 
 def _never() -> bool:
@@ -242,8 +266,9 @@ def _begin_tracking(sweep: OpenSweep) -> tuple[int, None]:
     return 0, None
 
 
-def _conclude(sweep: OpenSweep) -> tuple[int, None]:
+def _conclude(sweep: OpenSweep, *, broke_off: bool) -> tuple[int, None]:
     from dermalyze.sweeps.conclusion import conclude
 
-    conclude(sweep.folder, sweep.config, stopped=sweep.stopped_by != 0)
+    stopped = sweep.stopped_by != 0
+    conclude(sweep.folder, sweep.config, stopped=stopped, broke_off=broke_off)
     return 0, None

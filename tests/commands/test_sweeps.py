@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
@@ -14,6 +15,7 @@ from same_run import assert_same_run
 
 from dermalyze.evaluation.predictions import read_predictions
 from dermalyze.sweep_folder import read_job
+from dermalyze.taxonomy import HAM10000_CODES
 
 STRUCK = str(Path(__file__).with_name("struck_sweep.py"))
 SAVING = "training.checkpoint_every_steps=3"
@@ -98,6 +100,38 @@ def test_a_sweep_is_one_run_in_mlflow_with_a_child_a_job(whole):
     )
 
 
+def test_going_on_with_a_sweep_that_is_done_changes_nothing(whole, python_in):
+    """Also not the twin, whose place nobody takes, nor who it is the same as."""
+    _, sweep = whole
+    before, claims = record_of(sweep), sorted((sweep / ".claims").iterdir())
+    assert len(claims) == 2
+    resumed = python_in(sweep.parents[1])(
+        *("-m", "dermalyze.train", "sweep.resume=multirun/whole", "training.check_every_steps=7")
+    )
+    assert "3 jobs: 2 done, 1 the same as another" in resumed.stdout
+    after = record_of(sweep)
+    assert after.pop("fixed")[-2:] == ["sweep.resume", "training.check_every_steps"]
+    assert after == {name: value for name, value in before.items() if name != "fixed"}
+    assert sorted((sweep / ".claims").iterdir()) == claims
+    assert not (sweep / "2" / "config.yaml").exists()
+
+
+def test_the_ensembles_file_predicts_what_the_sweep_evaluated(whole, phantoms, python, tmp_path):
+    _, sweep = whole
+    evaluated = pd.read_csv(sweep / "evaluation" / "test_weighted_mean" / "predictions.csv")[:3]
+    path_of = {path.stem: str(path) for path in phantoms.rglob("*.jpg")}
+    rows = [path_of[name] for name in evaluated["image_id"]]
+    pd.DataFrame({"path": rows}).to_csv(tmp_path / "images.csv", index=False)
+    given = (f"checkpoint={sweep / 'ensemble.yaml'}", "images=images.csv", "output=p.csv")
+    python("-m", "dermalyze.predict", *given, "device=cpu")
+    predicted = pd.read_csv(tmp_path / "p.csv")
+    assert predicted["image"].tolist() == rows
+    columns = [f"probability_{code}" for code in HAM10000_CODES]
+    np.testing.assert_allclose(predicted[columns], evaluated[columns], rtol=0, atol=1e-6)
+    alone = read_predictions(sweep / "0" / "evaluation" / "test")
+    assert np.abs(predicted[columns].to_numpy() - alone.probs_NK[:3]).max() > 1e-3
+
+
 def test_a_sweep_survives_its_jobs_a_stop_and_its_own_death(whole, python, tiny, tmp_path):
     """Begun, stopped, resumed, killed, resumed: it equals the one that nothing happened to."""
     sweep = tmp_path / "sweep"
@@ -129,6 +163,10 @@ def test_a_sweep_survives_its_jobs_a_stop_and_its_own_death(whole, python, tiny,
     assert [in_mlflow(sweep / n).info.status for n in "23."] == ["FINISHED", "FINISHED", "FAILED"]
     for number, same in (("2", "0"), ("3", "1")):
         assert_same_run(sweep / number, whole[1] / same)
+    # Whichever beginning ended a job, it is called and grouped by what the sweep is over.
+    assert record["jobs"][2]["name"] == "training.monitor=val/loss, training.seed=7"
+    (recipe,) = record["recipes"]
+    assert (recipe["overrides"], recipe["jobs"]) == (["training.monitor=val/loss"], [2, 3])
     # An ensemble of those that are done, but no look at the test split before all are.
     assert record["ensemble"] == {"file": "ensemble.yaml", "problem": None, "test": None}
     ensemble = OmegaConf.load(sweep / "ensemble.yaml")

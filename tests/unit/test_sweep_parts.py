@@ -15,11 +15,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from dermalyze import machine
 from dermalyze.checkpoint_file import BEST
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.errors import CheckpointError, ConfigError, DataError
 from dermalyze.evaluation.metrics import summary_metrics
 from dermalyze.inference.loading import best_checkpoints
 from dermalyze.sweep_folder import (
@@ -29,16 +30,19 @@ from dermalyze.sweep_folder import (
     is_twin,
     jobs_of,
     run_name,
+    set_apart,
     write_job,
     write_sweep,
 )
-from dermalyze.sweeps import launchers
+from dermalyze.sweeps import conclusion, findings, launchers
+from dermalyze.sweeps.choices import number_of_jobs
 from dermalyze.sweeps.ensemble import ensemble_problem, write_ensemble
 from dermalyze.sweeps.findings import Finding, components, spread
 from dermalyze.sweeps.job import job_name
 from dermalyze.sweeps.out_of_fold import write_out_of_fold
-from dermalyze.sweeps.sweep import resumed_words
+from dermalyze.sweeps.sweep import begin_sweep, resumed_words, whole_sweep
 from dermalyze.sweeps.table import comparison_table
+from dermalyze.tracking.tracker import NoTracker
 
 
 @pytest.fixture
@@ -101,11 +105,22 @@ def test_of_two_jobs_alike_the_first_that_asks_runs(tmp_path: Path) -> None:
     assert claim(tmp_path, "a", 2) == 2
 
 
+@pytest.mark.parametrize(("ended", "owner"), [("done", 4), ("pruned", 4), ("stopped", 2)])
+def test_what_has_run_stays_its_jobs_own_when_the_sweep_is_begun_again(
+    ended: Any, owner: int, tmp_path: Path
+) -> None:
+    (tmp_path / "4").mkdir()
+    write_job(tmp_path / "4", Job(4, "", [], ended))
+    assert claim(tmp_path, "a", 4) == 4
+    forget_requests(tmp_path)
+    assert claim(tmp_path, "a", 2) == owner  # the twin comes first
+
+
 def test_jobs_are_named_by_what_sets_them_apart_and_sorted_by_number(tmp_path: Path) -> None:
     overrides = ["data=synthetic", "model/head=acrnn", "training.seed=7"]
-    name = job_name(overrides, ["data"])
+    name = job_name(set_apart(overrides, ["data"]))
     assert name == "model/head=acrnn, training.seed=7"
-    assert job_name(overrides, ["data", "model/head", "training.seed"]) == "as it stands"
+    assert job_name(set_apart(overrides, ["data", "model/head", "training.seed"])) == "as it stands"
     for number in (10, 9):
         (tmp_path / str(number)).mkdir()
         write_job(tmp_path / str(number), Job(number, name, overrides, "done", value=0.1))
@@ -172,6 +187,178 @@ def test_a_sweep_by_name_makes_as_many_runs_as_its_file_says(
         compose("train", [f"sweep={name}", *job])
 
 
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        ("loss=focal", 1),
+        ("sweep=seeds training.seed=5", 1),
+        ("sweep=seeds model/head=glob(*)", 3 * len([*CONF_DIR.glob("model/head/*.yaml")])),
+        ("training.epochs=range(1,4) +ema.decay=0.9,0.99", 6),
+        ("sweep=optuna_quick", None),
+    ],
+)
+def test_a_grids_jobs_are_counted_before_it_begins(
+    words: str, jobs: int | None, hydra_on_conf: None
+) -> None:
+    of_the_sweep = [word for word in words.split() if word.startswith("sweep=")]
+    cfg = compose("train", of_the_sweep, return_hydra_config=True)
+    cfg.hydra.overrides.task = words.split()
+    assert number_of_jobs(cfg) == jobs
+
+
+# Beginning and end
+
+
+def a_beginning(sweep: Path, *words: str) -> DictConfig:
+    """What Hydra hands over when the sweep of two seeds begins, or is begun again."""
+    task = ["data=synthetic", "tracking=none", "training.seed=7,13", *words]
+    own = [word for word in task if "," not in word]
+    cfg = compose("train", own, return_hydra_config=True)
+    cfg.hydra.overrides.task, cfg.hydra.sweep.dir = task, str(sweep)
+    return cfg
+
+
+def record_of(sweep: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((sweep / "sweep.json").read_text())
+    return record
+
+
+def test_a_launcher_that_breaks_off_leaves_a_sweep_that_can_be_gone_on_with(
+    tmp_path: Path, hydra_on_conf: None
+) -> None:
+    sweep = tmp_path / "sweep"
+
+    def break_off() -> None:
+        with whole_sweep():
+            begin_sweep(a_beginning(sweep))
+            raise RuntimeError("the cluster is gone")
+
+    with pytest.raises(RuntimeError, match="the cluster is gone"):
+        break_off()
+    record = record_of(sweep)
+    assert (record["status"], record["number_of_jobs"]) == ("failed", 2)
+    statuses = [(job["number"], job["status"]) for job in record["jobs"]]
+    assert statuses == [(0, "waiting"), (1, "waiting")]
+
+    resume = f"sweep.resume={sweep}"
+    with pytest.raises(SystemExit) as ended, whole_sweep():  # no launcher comes to any job
+        begin_sweep(a_beginning(sweep, resume, "training.threads=1"))
+    assert ended.value.code == 1
+    record = record_of(sweep)
+    assert record["status"] == "failed"
+    assert record["fixed"] == ["data", "tracking", "sweep.resume", "training.threads"]
+
+    with pytest.raises(ConfigError) as refused, whole_sweep():
+        begin_sweep(a_beginning(sweep, resume, "training.device=cpu,auto"))
+    assert f"{resume}: the sweep has 2 jobs, and this command line would make 4." in str(
+        refused.value
+    )
+
+
+class Ending:
+    """The end of a sweep of seeds whose evaluations are stood in for; says what was asked of it.
+
+    Attributes:
+        evaluated: the names of what was evaluated, in order.
+        broken: names whose evaluation fails.
+        finished: how its runs in MLflow ended.
+    """
+
+    def __init__(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sweep = a_sweep(sweep, ["training.seed=5,6,7"])
+        self.evaluated: list[str] = []
+        self.broken: set[str] = set()
+        self.finished: list[str] = []
+        monkeypatch.setattr(conclusion, "findings", self.findings)
+        monkeypatch.setattr(conclusion, "assess", self.assess)
+        monkeypatch.setattr(NoTracker, "finish", lambda _, status: self.finished.append(status))
+
+    def conclude(self, number_of_jobs: int | None, *, broke_off: bool = False) -> dict[str, Any]:
+        write_sweep(self.sweep, {**record_of(self.sweep), "number_of_jobs": number_of_jobs})
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+            cfg = compose("train", ["tracking=none"])
+        conclusion.conclude(self.sweep, cfg, stopped=False, broke_off=broke_off)
+        return record_of(self.sweep)
+
+    def job_is_done(self, number: int) -> None:
+        folder = with_test_images(self.sweep / str(number), ["c", "d"])
+        write_job(folder, Job(number, f"training.seed={5 + number}", [], "done"))
+
+    def findings(self, sweep: Path, jobs: Sequence[Job], fixed: object) -> list[Finding]:
+        found = []
+        for job in jobs:
+            if job.status == "done":
+                folder = sweep / str(job.number)
+                test = findings.tested(folder / "evaluation" / "test").get("accuracy")
+                found.append(a_finding(job.number, test=test, folder=folder))
+        return found
+
+    def assess(self, config: dict[str, Any]) -> SimpleNamespace:
+        checkpoint = Path(config["checkpoint"])
+        self.evaluated.append(checkpoint.name)
+        if checkpoint.name in self.broken:
+            raise DataError("image c cannot be read")
+        folder = checkpoint / "evaluation" / "test"
+        if checkpoint.suffix:
+            folder = self.sweep / "evaluation" / "test_weighted_mean"
+        folder.mkdir(parents=True)
+        (folder / "evaluation_metrics.json").write_text('{"metrics": {"accuracy": 0.75}}')
+        return SimpleNamespace(folder=folder)
+
+
+@pytest.fixture
+def ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ending:
+    register_resolvers()
+    return Ending(tmp_path / "sweep", monkeypatch)
+
+
+def test_the_test_split_is_closed_while_a_job_is_missing(
+    ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dermalyze")
+    ending.job_is_done(0)
+    ending.job_is_done(2)
+    record = ending.conclude(3)
+    assert (record["status"], ending.finished, ending.evaluated) == ("failed", ["FAILED"], [])
+    assert [job["status"] for job in record["jobs"]] == ["done", "waiting", "done"]
+    assert "3 jobs: 2 done, 1 waiting" in caplog.text
+    assert f"Next: python -m dermalyze.train -m sweep.resume={ending.sweep}" in caplog.text
+    assert "1: 'waiting: never begun'" in (ending.sweep / "ensemble.yaml").read_text()
+
+    ending.job_is_done(1)
+    assert ending.conclude(3, broke_off=True)["status"] == "failed"
+    assert ending.evaluated == []
+    assert ending.conclude(3)["status"] == "done"
+    assert ending.evaluated == ["0", "1", "2", "ensemble.yaml"]
+    assert ending.finished == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+
+
+def test_a_search_has_as_many_jobs_as_it_made(ending: Ending) -> None:
+    ending.job_is_done(0)
+    ending.job_is_done(2)
+    assert ending.conclude(None)["status"] == "done"
+
+
+def test_a_job_that_cannot_be_evaluated_hides_nothing_of_the_others(
+    ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dermalyze")
+    for number in range(3):
+        ending.job_is_done(number)
+    ending.broken = {"1"}
+    record = ending.conclude(3)
+    assert ending.evaluated == ["0", "1", "2", "ensemble.yaml"]
+    assert (record["status"], ending.finished[-1]) == ("done", "FINISHED")
+    problems = [job["test_problem"] for job in record["jobs"]]
+    assert problems == [None, "image c cannot be read", None]
+    tests = [job["test"] for job in record["jobs"]]
+    assert tests == [{"accuracy": 0.75}, None, {"accuracy": 0.75}]
+    assert record["ensemble"]["test"] == {"accuracy": 0.75}
+    assert record["recipes"][0]["test"]["accuracy"] is None  # not the mean of what is left
+    assert "job 1 could not be evaluated on its test split: image c cannot be read" in caplog.text
+    assert "all of them as an ensemble" in caplog.text
+
+
 # Findings
 
 
@@ -190,7 +377,7 @@ def a_finding(
         folder=folder,
         recipe=recipe,
         chance=chance or {},
-        facts=SimpleNamespace(classes=classes),  # type: ignore[arg-type]
+        facts=SimpleNamespace(classes=classes, header={"epoch": 1, "seed": number}),  # type: ignore[arg-type]
         validation={"accuracy": accuracy, "ece": None},
         test={} if test is None else {"accuracy": test},
     )
