@@ -17,6 +17,7 @@ from dermalyze.inference.identity import export_formats, home_of, run_of, way_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
+    fitted_on_these,
     judged_rows,
     known_metadata,
     leakage,
@@ -24,6 +25,7 @@ from dermalyze.judged_images import (
     shared_part,
 )
 from dermalyze.members import Members, read_members
+from dermalyze.reporting.earlier_results import refuse_other_results
 from dermalyze.reporting.results import results
 from dermalyze.reporting.unlike_training import unlikeness
 from dermalyze.reporting.written import write_evaluation
@@ -78,6 +80,22 @@ def assess(config: Node) -> Assessment:
     )
     answer = members.answer(rows, val_rows, method)
     way = way_of(views, method, answer.weights_M)
+    part = _part(config["split"], facts, views, method, adjustment)
+    home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
+    folder = Path(config["output"] or home / "evaluation" / part)
+    about = {
+        "split": config["split"],
+        "tta": way["tta"],
+        "ensemble": way["ensemble"],
+        "members": _described(facts, answer),
+        "logit_adjustment": adjustment,
+        "metadata_known": known,
+        "leakage": leakage(config["split"], table, rows, facts),
+        "fitted_on_these": fitted_on_these(config["split"]),
+        "data": table.name,
+        "table_fingerprint": table.fingerprint,
+    }
+    refuse_other_results(folder, about)
 
     def on_validation() -> Validated:
         rows_V = shared_part("val", table, facts)
@@ -86,7 +104,6 @@ def assess(config: Node) -> Assessment:
             table.labels[rows_V], lesion_ids_V, members.answer(rows_V, val_rows, method)
         )
 
-    home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
     fitted, why_not = validation_fit(
         config,
         facts,
@@ -108,8 +125,6 @@ def assess(config: Node) -> Assessment:
         why_not_fitted=why_not,
         unlike_N=unlikeness(fitted, answer.features_MNF, answer.weights_M),
     )
-    part = _part(config["split"], facts, views, method, adjustment)
-    folder = Path(config["output"] or home / "evaluation" / part)
     metrics = write_evaluation(
         folder,
         table.labels[rows],
@@ -118,17 +133,7 @@ def assess(config: Node) -> Assessment:
         table.classes,
         unsure=answer.uncertainty.columns(),
         found=found,
-        about={
-            "split": config["split"],
-            "tta": way["tta"],
-            "ensemble": way["ensemble"],
-            "members": _described(facts, answer),
-            "logit_adjustment": adjustment,
-            "metadata_known": known,
-            "leakage": leakage(config["split"], table, rows, facts),
-            "data": table.name,
-            "table_fingerprint": table.fingerprint,
-        },
+        about=about,
     )
     run = run_of(facts[0]) if len(facts) == 1 else None
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))

@@ -38,10 +38,10 @@ def fitted_answers(
     about, fitted = way.fit["about"], way.fit["fitted"]
     images, limit = fitted["validation"]["images"], fitted["abstain_below"]
     sets_NK = sets_of(fitted, probs_NK, about["sets"])[set_method]
+    level = f"{100 * about['sets']['level']:g}%"
     set_note = (
-        f"{set_method}: made to hold the true class in {100 * about['sets']['level']:g}% of images, "
-        f"on average over images like the {images} of validation that it was fitted on; of one "
-        "image it promises nothing"
+        f"{set_method}: made to hold the true class in {level} of images, on average over images "
+        f"like the {images} of validation that it was fitted on; of one image it promises nothing"
     )
     cooled_NK = with_temperature(probs_NK, fitted["temperature"])
     silence = (

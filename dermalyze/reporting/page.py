@@ -57,6 +57,8 @@ def write_page(folder: Path, report: Node) -> None:
     )
     if report["leakage"] is not None:
         content.append(warning(report["leakage"]))
+    if report["fitted_on_these"] is not None:
+        content.append(warning(f"No test: {report['fitted_on_these']}."))
     content += [*_metrics(report), *trust_section(report), *_subgroups(report), *_figures(folder)]
     write_whole(folder / PAGE, whole_page(title, STYLE, content))
 

@@ -92,6 +92,7 @@ def test_a_run_and_its_evaluation(trained, python):
     np.testing.assert_array_equal(sent.to_numpy(), probabilities.to_numpy())
     score = report["isic2018"]["balanced_accuracy"]
     assert score == pytest.approx(report["metrics"]["balanced_accuracy"])
+    assert report["fitted_on_these"] is None
     sexes = report["subgroups"]["sex"].values()
     assert sum(group["images"] for group in sexes) == report["images"] == len(predictions)
 
@@ -123,6 +124,7 @@ def test_training_from_larger_pictures_is_judged_on_decoded_ones(python, tiny, t
     assert history[0]["train/loss"] != before[0]["train/loss"]
     python("-m", "dermalyze.evaluate", "checkpoint=larger", "split=val")
     report = json.loads((tmp_path / "larger/evaluation/val/evaluation_metrics.json").read_text())
+    assert report["fitted_on_these"].startswith("these images chose the epoch, the temperature")
     header = read_checkpoint(tmp_path / "larger" / BEST)[1]
     assert header["preprocess"]["image_size"] == 32
     for name, value in header["validation_metrics"].items():

@@ -20,6 +20,7 @@ from dermalyze.evaluation.result_plots import (
     risk_coverage_figure,
     roc_curves_figure,
 )
+from dermalyze.judged_images import fitted_on_these
 from dermalyze.reporting.figures import most_confident_mistakes, write_figures
 from dermalyze.reporting.fitted import fit_on_validation
 from dermalyze.reporting.page import write_page
@@ -169,6 +170,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         "split": "test",
         "images": 60,
         "leakage": "seen",
+        "fitted_on_these": fitted_on_these("val") if validated else None,
         "ensemble": "mean",
         "members": [
             {"epoch": 3, "seed": 7, "weight": 0.25},
@@ -192,6 +194,8 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         assert f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})" in seen.text
     assert len(seen.sources) == 7
     assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
+    said = [text for text in seen.text if text.startswith("No test: these images chose the epoch")]
+    assert len(said) == validated
     assert ("Not calibrated: no validation part." in seen.text) is not validated
     text = "".join(seen.text)
     assert ("of the images are flagged as unlike those of validation" in text) is validated
