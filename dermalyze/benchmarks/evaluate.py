@@ -125,6 +125,7 @@ def seconds_of_report(probs_NK: np.ndarray, paths: list[Path], folder: Path) -> 
         "split": "test",
         "data": "drawn",
         "leakage": None,
+        "fitted_on_these": None,
         "tta": {"name": "off", "views": ["identity"], "aggregation": "mean"},
         "ensemble": None,
         "members": [],
