@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermalyze.evaluation.metrics import checked_predictions
+from dermalyze.evaluation.metrics import checked_predictions, undefined_reasons
 
 SUBMISSION = "submission_isic2018.csv"
 
@@ -51,6 +51,7 @@ def challenge_scores(labels_N: np.ndarray, probs_NK: np.ndarray, classes: Sequen
       a threshold auc, auc_sens_80 (the part of that area from a sensitivity of 0.8 on) and ap; null
       where the labels hold all or none of the category.
     - macro_average: of each of these over the categories that have it.
+    - undefined: of each category with nulls, why.
 
     Args:
         labels_N, probs_NK: see `metrics.checked_predictions`.
@@ -74,6 +75,10 @@ def challenge_scores(labels_N: np.ndarray, probs_NK: np.ndarray, classes: Sequen
         "macro_average": {
             name: _mean([scores[name] for scores in per_category.values()])
             for name in per_category[CATEGORIES[0]]
+        },
+        "undefined": {
+            code.upper(): reason
+            for code, reason in undefined_reasons(labels_N, len(classes), classes).items()
         },
     }
 

@@ -60,10 +60,13 @@ def metrics_with_intervals(
     *,
     bootstrap: Bootstrap,
     specificities: Sequence[float],
+    few_lesions: int,
 ) -> Node:
     """Return "overall" {metric: estimate} and "per_class" {class: {metric: estimate}}.
 
-    See `full_metrics` for the metrics; an estimate without a value says why in "reason".
+    See `full_metrics` for the metrics; an estimate without a value says why in "reason". A class
+    also has "support" (images), "lesions" and "note", see `subgroups`; "draws_lacking_a_class"
+    counts the draws whose means over the classes are over fewer of them.
 
     Raises:
         DataError: see `metrics.checked_predictions`.
@@ -71,10 +74,11 @@ def metrics_with_intervals(
     unknown = [code for code in classes if code not in _MALIGNANT]
     malignant_K = None if unknown else [_MALIGNANT[code] for code in classes]
     melanoma = list(classes).index(MELANOMA) if MELANOMA in classes else None
+    weights_DN = bootstrap.weights(lesion_ids_N)
     found = full_metrics(
         labels_N,
         probs_NK,
-        bootstrap.weights(lesion_ids_N),
+        weights_DN,
         malignant_K=malignant_K,
         melanoma=melanoma,
         specificities=specificities,
@@ -89,14 +93,23 @@ def metrics_with_intervals(
             estimate["reason"] = _why(name, reasons)
     per_class: dict[str, Node] = {}
     for column, code in enumerate(classes):
-        per_class[code] = {"support": int((labels_N == column).sum())}
+        lesions = len(set(np.asarray(lesion_ids_N)[labels_N == column]))
+        per_class[code] = {
+            "support": int((labels_N == column).sum()),
+            "lesions": lesions,
+            "note": _few(lesions, few_lesions),
+        }
         for name, values_DK in found.per_class.items():
             estimate = bootstrap.estimate(values_DK[:, column])
             if estimate["value"] is None:
                 never = f"no image is predicted to be {code}"
                 estimate["reason"] = never if name == "precision" else reasons[code]
             per_class[code][name] = estimate
-    return {"overall": overall, "per_class": per_class}
+    return {
+        "overall": overall,
+        "per_class": per_class,
+        "draws_lacking_a_class": _lacking(labels_N, weights_DN),
+    }
 
 
 def subgroups(
@@ -108,7 +121,10 @@ def subgroups(
     few_lesions: int,
     age_edges: Sequence[float],
 ) -> Node:
-    """Return {column: {value: {"images", "lesions", "metrics", "note"}}}, unknown values too.
+    """Return {column: {value: {"images", "metrics", "note", ...}}}, unknown values too.
+
+    "classes" counts the classes that the group holds, "draws_lacking_a_class" the draws that lack
+    one of these. A metric without a value says why in "reason".
 
     Columns are sex, age, localization, dataset and dx_type, those that the table has and that take
     more than one value. The note says that there are too few lesions to conclude from, else None.
@@ -132,16 +148,15 @@ def subgroups(
         for name in names:
             rows_N = (values == name).to_numpy()
             count = len(set(lesions_N[rows_N]))
-            draws = metric_draws(
-                labels_N[rows_N], probs_NK[rows_N], bootstrap.weights(lesions_N[rows_N])
-            )
-            few = f"{count} lesions: too few to conclude from (fewer than {few_lesions})"
+            weights_DN = bootstrap.weights(lesions_N[rows_N])
+            draws = metric_draws(labels_N[rows_N], probs_NK[rows_N], weights_DN)
             found[column][str(name)] = {
                 "images": int(rows_N.sum()),
                 "lesions": count,
                 "classes": len(set(labels_N[rows_N])),
-                "note": few if count < few_lesions else None,
-                "metrics": {key: bootstrap.estimate(values_D) for key, values_D in draws.items()},
+                "draws_lacking_a_class": _lacking(labels_N[rows_N], weights_DN),
+                "note": _few(count, few_lesions),
+                "metrics": {key: _of_group(bootstrap, values) for key, values in draws.items()},
             }
     return found
 
@@ -159,6 +174,25 @@ def age_bands(age_N: pd.Series[float], edges: Sequence[float]) -> pd.Series[str]
     position_N = np.searchsorted(np.asarray(edges), age_N.to_numpy(), side="right")
     banded = pd.Series([names[position] for position in position_N], index=age_N.index)
     return banded.mask(age_N.isna(), _UNKNOWN)
+
+
+def _of_group(bootstrap: Bootstrap, values_D: Floats) -> Node:
+    found = bootstrap.estimate(values_D)
+    # Of a group's metrics only the AUC can lack a value, where there is nothing to rank against.
+    return found if found["value"] is not None else found | {"reason": "all are of one class"}
+
+
+def _few(lesions: int, few_lesions: int) -> str | None:
+    if lesions >= few_lesions:
+        return None
+    return f"{lesions} lesions: too few to conclude from (fewer than {few_lesions})"
+
+
+def _lacking(labels_N: np.ndarray, weights_DN: Floats) -> int:
+    """Return how many draws lack a class that the images have."""
+    present = np.unique(labels_N)
+    weight_DP = weights_DN[1:] @ (labels_N[:, None] == present).astype(np.float64)
+    return int((weight_DP == 0).any(axis=1).sum())
 
 
 def _undefined(reason: str) -> Node:

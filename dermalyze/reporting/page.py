@@ -84,26 +84,39 @@ def _metrics(report: Node) -> list[Element]:
             names[key] = f"sensitivity to melanoma at specificity {key.rpartition('_')[2]}"
     rows = [[name, told(overall[key])] for key, name in names.items() if key in overall]
     classes = [
-        [code, _NAMES.get(code, ""), entry["support"], *(told(entry[key]) for key in _PER_CLASS)]
+        [
+            code,
+            _NAMES.get(code, ""),
+            entry["support"],
+            entry["lesions"],
+            *(told(entry[key]) for key in _PER_CLASS),
+            "too few" if entry["note"] else "",
+        ]
         for code, entry in per_class.items()
     ]
-    header = ["class", "name", "images", *(key.replace("_", " ") for key in _PER_CLASS)]
+    header = ["class", "name", "images", "lesions"]
+    header += [*(key.replace("_", " ") for key in _PER_CLASS), ""]
+    lacking, draws = report["intervals"]["draws_lacking_a_class"], report["intervals"]["draws"]
+    caption = f"{lacking:,} of {draws:,} draws lack a class: their means are over the others."
     return [
         element("h2", "Metrics"),
-        table(["metric", "value"], rows),
+        table(["metric", "value"], rows, caption),
         table(header, classes),
     ]
 
 
 def _subgroups(report: Node) -> list[Element]:
     content = [element("h2", "Subgroups")] if report["subgroups"] else []
-    header = ["value", "images", "lesions", *(key.replace("_", " ") for key in _IN_SUBGROUPS), ""]
+    header = ["value", "images", "lesions", "classes", "draws lacking one"]
+    header += [*(key.replace("_", " ") for key in _IN_SUBGROUPS), ""]
     for column, groups in report["subgroups"].items():
         rows = [
             [
                 name,
                 group["images"],
                 group["lesions"],
+                group["classes"],
+                group["draws_lacking_a_class"],
                 *(told(group["metrics"][key]) for key in _IN_SUBGROUPS),
                 "too few" if group["note"] else "",
             ]

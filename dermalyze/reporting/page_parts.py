@@ -23,6 +23,10 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; } figure { margin: 1rem 0; }
 """
 
+ECE_LIES_HIGH = (
+    "The calibration error (ECE) of a draw comes out too large, so its interval lies high."
+)
+
 
 def opening(title: str, about: str) -> list[Element]:
     """Return a page's heading, the disclaimer, and what the page is about."""

@@ -65,16 +65,16 @@ def results(
         classes,
         bootstrap=bootstrap,
         specificities=config["specificities"],
+        few_lesions=config["subgroups"]["few_lesions"],
     )
     resampled = Resampled(bootstrap, lesion_ids)
     how: Node = {"resampled": resampled, "why_not": why_not_fitted}
     counts_KK = confusion(labels_N, probs_NK)
-    share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
     report = {
         "confusion_matrix": {
             "classes": list(classes),
             "counts": counts_KK.tolist(),
-            "share_of_true": share_KK.tolist(),
+            "share_of_true": [_shares(counts_K) for counts_K in counts_KK],
         },
         "intervals": {**config["intervals"], "lesions": len(set(lesion_ids)), **metrics},
         "subgroups": subgroups(
@@ -87,6 +87,12 @@ def results(
     }
     named = {f"set_{name}": _named(sets_NK, classes) for name, sets_NK in sets.items()}
     return Results(report, named | unlikeness_columns(unlike_N, fitted))
+
+
+def _shares(counts_K: np.ndarray) -> list[float | None]:
+    """Return how a class's images were called, as shares; null of a class without images."""
+    total = int(counts_K.sum())
+    return [count / total if total else None for count in counts_K.tolist()]
 
 
 def _named(sets_NK: np.ndarray, classes: Sequence[str]) -> list[str]:

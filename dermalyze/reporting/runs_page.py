@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from dermalyze.data.page_tree import Cell, element, table, whole_page
 from dermalyze.files import write_whole
-from dermalyze.reporting.page_parts import STYLE, opening, picture, told, warning
+from dermalyze.reporting.page_parts import ECE_LIES_HIGH, STYLE, opening, picture, told, warning
 from dermalyze.reporting.run_sections import SHOWN, settings_section, training_section
 
 Node = Mapping[str, Any]
@@ -62,5 +62,5 @@ def _evaluations(runs: Sequence[Node]) -> list[Element]:
         words = "No run was evaluated: python -m dermalyze.evaluate checkpoint=RUN"
         return [*content, element("p", words)]
     header = ["group", "seed", "split and how", "images", *SHOWN.values()]
-    caption = "In brackets: intervals by a bootstrap over lesions."
+    caption = f"In brackets: intervals by a bootstrap over lesions. {ECE_LIES_HIGH}"
     return [*content, table(header, rows, caption)]

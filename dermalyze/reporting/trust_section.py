@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from dermalyze.data.page_tree import element, table
-from dermalyze.reporting.page_parts import share_told, told
+from dermalyze.reporting.page_parts import ECE_LIES_HIGH, share_told, told
 
 Node = dict[str, Any]
 
@@ -37,7 +37,7 @@ def _calibration(calibration: Node) -> Element:
     return table(
         ["error", "as predicted", f"temperature {calibration['temperature']:.3f}"],
         rows,
-        "Calibration; the temperature was fitted on validation.",
+        f"Calibration; the temperature was fitted on validation. {ECE_LIES_HIGH}",
     )
 
 

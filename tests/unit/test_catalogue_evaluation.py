@@ -268,6 +268,9 @@ def test_59_a_class_without_images_is_null_and_the_rest_stands(evaluation: Path)
     assert report["per_class"]["nv"]["auc"] is None
     nothing = {"value": None, "low": None, "high": None, "draws": 0, "reason": reason}
     assert report["intervals"]["per_class"]["nv"]["auc"] == nothing
+    shares = report["confusion_matrix"]["share_of_true"]
+    assert shares[CLASSES.index("nv")] == [None] * 3
+    assert sum(shares[0]) == pytest.approx(1)
     aucs = [report["per_class"][code]["auc"] for code in ("bkl", "mel")]
     assert report["metrics"]["macro_auc"] == pytest.approx(np.mean(aucs))
 

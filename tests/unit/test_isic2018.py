@@ -77,6 +77,7 @@ def test_without_ties_it_is_balanced_accuracy_and_a_class_without_images_is_left
     expected = summary_metrics(labels_N, probs_NK)
     assert found["balanced_accuracy"] == pytest.approx(expected["balanced_accuracy"])
     assert found["macro_average"]["auc"] == pytest.approx(expected["macro_auc"])
+    assert found["undefined"] == {"DF": "none of the 300 images is labelled df"}
     df = found["per_category"]["DF"]
     assert (df["sensitivity"], df["auc"], df["auc_sens_80"], df["ap"]) == (1, None, None, None)
 

@@ -40,7 +40,13 @@ def test_an_estimate_is_the_metric_with_the_interval_of_the_draws() -> None:
     labels_N, probs_NK, frame = sampled()
     ids = frame["lesion_id"].to_numpy()
     found = metrics_with_intervals(
-        labels_N, probs_NK, ids, HAM10000_CODES, bootstrap=BOOTSTRAP, specificities=[0.9]
+        labels_N,
+        probs_NK,
+        ids,
+        HAM10000_CODES,
+        bootstrap=BOOTSTRAP,
+        specificities=[0.9],
+        few_lesions=30,
     )
     draws = metric_draws(labels_N, probs_NK, lesion_weights(ids, draws=60, seed=3))
     for name, value in summary_metrics(labels_N, probs_NK).items():
@@ -50,6 +56,11 @@ def test_an_estimate_is_the_metric_with_the_interval_of_the_draws() -> None:
         )
     assert list(found["per_class"]) == list(HAM10000_CODES)
     assert found["per_class"]["mel"]["support"] == (labels_N == 4).sum()
+    for column, code in enumerate(HAM10000_CODES):
+        lesions = len(set(ids[labels_N == column]))
+        assert found["per_class"][code]["lesions"] == lesions
+        note = f"{lesions} lesions: too few to conclude from (fewer than 30)"
+        assert found["per_class"][code]["note"] == (note if lesions < 30 else None)
     recall = (probs_NK.argmax(axis=1) == 4)[labels_N == 4].mean()
     assert found["per_class"]["mel"]["recall"]["value"] == pytest.approx(recall)
     assert "melanoma_sensitivity_at_specificity_0.9" in found["overall"]
@@ -60,7 +71,13 @@ def test_what_has_no_value_says_why() -> None:
     probs_NK = np.full((4, 7), 0.05)
     probs_NK[:, 5] = 0.7
     found = metrics_with_intervals(
-        labels_N, probs_NK, list("abcd"), HAM10000_CODES, bootstrap=BOOTSTRAP, specificities=[0.9]
+        labels_N,
+        probs_NK,
+        list("abcd"),
+        HAM10000_CODES,
+        bootstrap=BOOTSTRAP,
+        specificities=[0.9],
+        few_lesions=30,
     )
     nothing = {"value": None, "low": None, "high": None, "draws": 0}
     no_melanoma = nothing | {"reason": "none of the 4 images is labelled mel"}
@@ -73,10 +90,49 @@ def test_what_has_no_value_says_why() -> None:
     assert found["per_class"]["bkl"]["recall"]["value"] == 0
 
 
+def test_draws_that_lack_a_class_are_counted_and_a_group_of_one_class_says_why() -> None:
+    labels_N, ids = np.array([0, 0, 1, 0]), np.array(list("abcd"))
+    probs_NK = np.array([[0.7, 0.3]] * 4)
+    frame = pd.DataFrame(
+        {"lesion_id": ids, "age": np.nan, "sex": ["male"] * 3 + ["female"], "localization": "back"}
+    )
+    weights_DN = lesion_weights(ids, draws=60, seed=3)
+    lacking = sum(
+        not {0, 1} <= set(np.repeat(labels_N, times_N.astype(int))) for times_N in weights_DN
+    )
+    assert 0 < lacking < 60
+    found = metrics_with_intervals(
+        labels_N,
+        probs_NK,
+        ids,
+        ["nv", "mel"],
+        bootstrap=BOOTSTRAP,
+        specificities=[0.9],
+        few_lesions=2,
+    )
+    assert found["draws_lacking_a_class"] == lacking
+    assert found["per_class"]["nv"]["note"] is None
+    assert found["per_class"]["mel"]["note"].startswith("1 lesions: too few")
+    sexes = subgroups(
+        labels_N, probs_NK, frame, bootstrap=BOOTSTRAP, few_lesions=2, age_edges=[30]
+    )["sex"]
+    female, male = sexes["female"], sexes["male"]
+    assert (female["classes"], female["draws_lacking_a_class"]) == (1, 0)
+    assert female["metrics"]["macro_auc"]["reason"] == "all are of one class"
+    assert male["classes"] == 2
+    assert male["draws_lacking_a_class"] > 0
+
+
 def test_classes_of_ones_own_have_no_malignancy() -> None:
     labels_N, probs_NK = np.array([0, 1]), np.array([[0.8, 0.2], [0.3, 0.7]])
     found = metrics_with_intervals(
-        labels_N, probs_NK, ["a", "b"], ["mole", "nv"], bootstrap=BOOTSTRAP, specificities=[0.9]
+        labels_N,
+        probs_NK,
+        ["a", "b"],
+        ["mole", "nv"],
+        bootstrap=BOOTSTRAP,
+        specificities=[0.9],
+        few_lesions=30,
     )
     reason = found["overall"]["malignant_auc"]["reason"]
     assert reason == "whether mole is malignant is not known"

@@ -200,6 +200,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     text = "".join(seen.text)
     assert ("of the images are flagged as unlike those of validation" in text) is validated
     if validated:
+        assert "its interval lies high" in text
         flagged = found.report["unlike_training"]["intervals"]["flagged"]
         assert f"48.3% ({flagged['low']:.1%} to {flagged['high']:.1%}) of the images" in text
         for method in ("lac", "class_conditional"):
