@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dermalyze.benchmarks.timing import Report, in_turns, spread
+from dermalyze.benchmarks.timing import Bars, Report, in_turns, spread, spread_words
 from dermalyze.data.cache import open_images
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.phantom_drawing import draw_lesion, photograph
@@ -74,7 +74,7 @@ def measure(
         f"{height}, {np.mean(sizes) / 1000:.0f} kB on average, {repeats} runs each"
     )
     numbers = {"cache": rows, "images": images, "mean_bytes": float(np.mean(sizes))}
-    return Report(title, _table(rows), numbers)
+    return Report(title, _table(rows), numbers, Bars("images/s", rows))
 
 
 def rates(
@@ -112,9 +112,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         f"{'10,015 images':>15}"
     ]
     for row in rows:
-        between = f"{row['fastest']:.2f} to {row['slowest']:.2f} s"
         table.append(
-            f"{row['what']:<20}{row['cores']:>6}{row['median']:>7.2f} s{between:>18}"
+            f"{row['what']:<20}{row['cores']:>6}{row['median']:>7.2f} s"
+            f"{spread_words(row, digits=2):>18}"
             f"{row['images_per_second']:>10.0f}{row['images_per_second_and_core']:>8.0f}"
             f"{row['ratio']:>7.2f}{row['seconds_for_ham10000']:>13.0f} s"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,27 +14,23 @@ from dermalyze.evaluation.plots import save_figure
 
 
 def write_chart(path: Path, bars: Bars, title: str) -> None:
-    """Write a picture: a bar a peer, its median, with the spread over the runs."""
+    """Write a picture: a bar a peer, its median, with the spread over the runs if any."""
     save_figure(chart(bars, title), path)
 
 
 def chart(bars: Bars, title: str) -> Figure:
-    """Return the figure; each bar says its ratio."""
+    """Return the figure; each bar says its ratio, or itself where it is none of anything."""
     names: Sequence[str] = [row["what"] for row in bars.rows]
-    rates = [row["images_per_second"] for row in bars.rows]
-    # A run of twice the median's time has half its rate.
-    lower = [row["images_per_second"] * (1 - row["median"] / row["slowest"]) for row in bars.rows]
-    upper = [row["images_per_second"] * (row["median"] / row["fastest"] - 1) for row in bars.rows]
+    shown = [row[bars.of] for row in bars.rows]
+    ends = [_ends(row, bars.of) for row in bars.rows]
+    lower = [value - low for value, (low, _) in zip(shown, ends, strict=True)]
+    upper = [high - value for value, (_, high) in zip(shown, ends, strict=True)]
     figure = Figure(figsize=(8, 1.5 + 0.4 * len(names)), layout=layout())
     axes = figure.add_subplot()
-    axes.barh(names, rates, color=BLUE, xerr=[lower, upper], error_kw={"ecolor": GREY})
+    axes.barh(names, shown, color=BLUE, xerr=[lower, upper], error_kw={"ecolor": GREY})
     for position, row in enumerate(bars.rows):
-        axes.annotate(
-            f" {row['ratio']:.2f}",
-            (rates[position] + upper[position], position),
-            va="center",
-            color=GREY,
-        )
+        said = f" {row['ratio']:.2f}" if "ratio" in row else f" {shown[position]:.3g}"
+        axes.annotate(said, (ends[position][1], position), va="center", color=GREY)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(bars.unit)
@@ -41,3 +38,13 @@ def chart(bars: Bars, title: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     add_footer(figure)
     return figure
+
+
+def _ends(row: Mapping[str, Any], of: str) -> tuple[float, float]:
+    """Return the lowest and the highest of a row's runs; of a single run, itself."""
+    if "fastest" not in row:
+        return row[of], row[of]
+    if of == "median":
+        return row["fastest"], row["slowest"]
+    work = row[of] * row["median"]  # a run of twice the median's time has half its rate
+    return work / row["slowest"], work / row["fastest"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from timm.data import create_loader
 from torch.utils.data import DataLoader
 
@@ -16,9 +17,11 @@ from dermalyze.benchmarks.input import cached_store
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
-from dermalyze.benchmarks.training import labels_of, our_training, plain_step
+from dermalyze.benchmarks.training import Node, Step, built, config_of, labels_of, plain_step
 from dermalyze.benchmarks.usual import UsualFiles, pillow_files, read_by_pillow
+from dermalyze.compute import numerics
 from dermalyze.engine.loop import epoch_windows
+from dermalyze.errors import ConfigError
 
 TRAINING_IMAGES = 7010  # 70 % of HAM10000's
 OURS, FIRST = "ours", "ours, the first epoch of a machine"
@@ -27,31 +30,35 @@ OURS, FIRST = "ours", "ours, the first epoch of a machine"
 def measure(
     *,
     repeats: int,
-    backbone: str,
-    image_size: int,
-    batch_size: int,
-    images: int,
+    root: str | None,
+    images: int | None,
     workers: Sequence[int],
     options: Sequence[str],
 ) -> Report:
     """Time the training of an epoch, loading included, validation not.
 
-    The usual style is a `DataLoader` over torchvision's transforms with each of some numbers of
-    workers, and the plain step of `step`; timm's loader augments in its own way (flips, colour
-    jitter, random crops) and feeds the same plain step. The first epoch of a machine builds the
-    image cache as well.
+    The usual style is a `DataLoader` over torchvision's transforms, those of the medium
+    augmentation, with each of some numbers of workers, and the plain step of `step`; timm's loader
+    augments in its own way (flips, colour jitter, random crops) and feeds the same plain step. The
+    first epoch of a machine builds the image cache as well.
 
     Args:
         repeats: how often each is timed.
-        backbone: timm's name.
-        image_size: pixels.
-        batch_size: images.
-        images: of an epoch.
+        root: a folder of JPEG files, whose classes do not matter here; None: photographs are drawn.
+        images: of an epoch; of the files below `root` the first so many, None: all.
         workers: numbers of workers; 0 loads in the training process.
-        options: of `python -m dermalyze.train`, for ours.
+        options: words of `python -m dermalyze.train`. They say what ours trains, and the others get
+            its backbone, image size and batches.
+
+    Raises:
+        ConfigError: words that `train` refuses; too few files, or no number of those to draw.
     """
+    config = config_of(options)
+    backbone, image_size = config["model"]["backbone"], config["data"]["image_size"]
+    batch_size = config["training"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
-        paths, labels = photographs(Path(folder), images=images), labels_of(images).tolist()
+        paths = given_files(root, images) if root else drawn_files(Path(folder), images)
+        labels = labels_of(len(paths)).tolist()
         built = 0
 
         def fresh() -> Path:
@@ -84,29 +91,59 @@ def measure(
             )
             return lambda: run_through(loader, step)
 
-        ours = our_epoch(paths, fresh(), backbone, image_size, batch_size, options)
+        ours = our_epoch(paths, fresh(), config)
         peers = {f"DataLoader, {count} workers": usual(count) for count in workers}
         peers |= {f"timm's loader, {count} workers": of_timm(count) for count in workers}
         peers[OURS] = ours
-        peers[FIRST] = lambda: our_epoch(
-            paths, fresh(), backbone, image_size, batch_size, options
-        )()
+        peers[FIRST] = lambda: our_epoch(paths, fresh(), config)()
         seconds = in_turns(peers, repeats=repeats, title="epoch", between=lambda: None)
     usuals = [name for name in seconds if name.startswith("DataLoader")]
     best = min(usuals, key=lambda name: float(np.median(seconds[name])))
-    rows = rate_rows(seconds, images=images, yardstick=best)
+    rows = rate_rows(seconds, images=len(paths), yardstick=best)
+    model = f"{backbone} at {image_size} pixels, batches of {batch_size}"
     title = (
-        f"an epoch of {images} images, {backbone} at {image_size} pixels, batches of {batch_size}, "
+        f"an epoch of {len(paths):,} {'real' if root else 'drawn'} images, {model}, "
         f"{torch.get_num_threads()} threads, {repeats} runs each; ratios to {best}"
     )
     table = rate_table(rows)
     rate = next(row["images_per_second"] for row in rows if row["what"] == OURS)
     estimate = TRAINING_IMAGES / rate
-    table.append(
-        f"ours would take {estimate:.0f} s for the {TRAINING_IMAGES:,} of HAM10000's split"
-    )
-    numbers = {"epoch": rows, "seconds_for_ham10000": estimate}
+    table += [
+        f"an epoch of python -m dermalyze.train {' '.join(options)}",
+        f"  ({model}) would take {estimate:.0f} s for the {TRAINING_IMAGES:,} training images of "
+        "HAM10000,",
+        "  loading included; validation, checkpoints and tracking left out",
+    ]
+    about = {"root": root, "images": len(paths), "options": [*options], "model": model}
+    numbers = {"epoch": rows, **about, "seconds_for_ham10000": estimate}
     return Report(title, table, numbers, Bars("images/s", rows))
+
+
+def given_files(root: str, images: int | None) -> list[Path]:
+    """Return the JPEG files below a folder by their names, the first so many; None: all.
+
+    Raises:
+        ConfigError: fewer than an epoch's two, or than were asked for.
+    """
+    found = sorted(Path(root).expanduser().rglob("*"))
+    paths = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg")]
+    if len(paths) < (images or 2):
+        raise ConfigError(
+            f"epoch.root={root}: {len(paths)} JPEG files, fewer than {images or 2}. Name another "
+            "folder, or a smaller epoch.images."
+        )
+    return paths[:images]
+
+
+def drawn_files(folder: Path, images: int | None) -> list[Path]:
+    """Draw so many photographs.
+
+    Raises:
+        ConfigError: it is not said how many.
+    """
+    if images is None:
+        raise ConfigError("epoch.images=null: all files of a folder. Name it by epoch.root=DIR.")
+    return photographs(folder, images=images)
 
 
 class TimmFiles(UsualFiles):
@@ -119,36 +156,29 @@ class TimmFiles(UsualFiles):
         return change(self.read(self.paths[position])), self.labels[position]
 
 
-def run_through(loader: Iterable[Any], step: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+def run_through(loader: Iterable[Any], step: Step) -> None:
     """Take a plain step on each batch."""
     for images_BCHW, labels_B in loader:
         step(images_BCHW, labels_B)
 
 
-def our_epoch(
-    paths: list[Path],
-    cache: Path,
-    backbone: str,
-    image_size: int,
-    batch_size: int,
-    options: Sequence[str],
-) -> Callable[[], None]:
-    """Return what trains an epoch; the cache is built here, where it is not there."""
-    store = cached_store(paths, cache, image_size=image_size)
-    state, step = our_training(
-        store,
-        backbone=backbone,
-        image_size=image_size,
-        options=[*options, f"training.batch_size={batch_size}"],
-    )
+def our_epoch(paths: list[Path], cache: Path, config: Node) -> Callable[[], None]:
+    """Return what trains a config's first epoch; the cache is built here, where there is none."""
+    data, training = config["data"], config["training"]
+    store = cached_store(paths, cache, image_size=data["cache_size"] or data["image_size"])
+    state, step = built(config, store)
+    sampler = instantiate(config["sampler"], _convert_="all")
+    accumulate = training["accumulate"]
 
     def epoch() -> None:
-        order = np.random.default_rng(0).permutation(len(store))
+        order_N = sampler.order(labels_of(len(store)), seed=training["seed"], epoch=0)
+        windows = epoch_windows(order_N, batch_size=training["batch_size"], accumulate=accumulate)
         state.train_mode()
-        windows = epoch_windows(order, batch_size=batch_size, accumulate=1)
-        for number, window in enumerate(windows):
-            state.step = number
-            step(state, window, number)
+        step.begin_epoch(state, np.arange(len(store)))
+        with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
+            for number, window in enumerate(windows):
+                state.step = number
+                step(state, window, number * accumulate)
         state.step = 0
 
     return epoch

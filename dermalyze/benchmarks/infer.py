@@ -23,20 +23,28 @@ from dermalyze.config import CONF_DIR
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding
+from dermalyze.errors import CheckpointError
 from dermalyze.exporting.graph import onnx_graph
 from dermalyze.exporting.int8 import Int8, quantised
 from dermalyze.inference.forward import predict_probabilities
-from dermalyze.inference.loading import TrainedModel, onnx_model
+from dermalyze.inference.loading import TrainedModel, best_checkpoint, load_model, onnx_model
 from dermalyze.inference.onnx_file import IMAGES
+from dermalyze.models.classifier import Classifier
 from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
 
 EAGER, OURS, FLOAT, INT8 = "eager, contiguous", "ours", "our ONNX, float32", "our ONNX, int8"
+EXPORTS = {FLOAT: ("onnx", "model.onnx"), INT8: ("onnx_int8", "model_int8.onnx")}
+UNCHECKED = (
+    "int8: every layer, calibrated on noise, and no accuracy check was made; export may leave "
+    "layers in float32, or refuse. infer.checkpoint=RUN times a run's own exports"
+)
 MOST_BATCHES = 8
 
 
 def measure(
     *,
     repeats: int,
+    checkpoint: str | None,
     backbone: str,
     image_size: int,
     batch_sizes: Sequence[int],
@@ -44,19 +52,29 @@ def measure(
 ) -> Report:
     """Time the forward passes from uint8 images to probabilities, for each batch size.
 
-    Weights are random: how well int8 agrees is for `export` to find out, and here every layer of
-    its operators is quantised.
+    Of a run, the files are timed that `export` has checked and written into its folder. Without
+    one, weights are random and every layer of int8's operators is quantised: whether such a file
+    would agree is not asked.
 
     Args:
         repeats: how often each is timed.
-        backbone: timm's name.
-        image_size: pixels.
+        checkpoint: a run's folder; None: a network of random weights.
+        backbone: timm's name; of a run, its own is taken.
+        image_size: pixels; of a run, its own are taken.
         batch_sizes: images shown at once.
-        calibration_images: of noise.
+        calibration_images: of noise; not of a run.
     """
     largest = max(*batch_sizes, calibration_images)
-    store = random_store(largest, image_size=image_size)
-    networks = models(store, backbone, image_size=image_size, calibration_images=calibration_images)
+    if checkpoint is None:
+        store = random_store(largest, image_size=image_size)
+        networks = models(
+            store, backbone, image_size=image_size, calibration_images=calibration_images
+        )
+        notes = [UNCHECKED]
+    else:
+        trained, networks, notes = exported_models(checkpoint)
+        backbone, image_size = trained.description["backbone"], trained.preprocess.image_size
+        store = random_store(largest, image_size=image_size)
     rows: list[dict[str, Any]] = []
     for size in batch_sizes:
         images = size * math.ceil(min(MOST_BATCHES, largest / size))
@@ -70,7 +88,8 @@ def measure(
         f"inference of {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
         f"{repeats} runs each; ratios to eager at the same batch size"
     )
-    return Report(title, rate_table(rows), {"infer": rows}, Bars("images/s", rows))
+    numbers = {"infer": rows, "checkpoint": checkpoint, "notes": notes}
+    return Report(title, [*rate_table(rows), *notes], numbers, Bars("images/s", rows))
 
 
 def predict(model: nn.Module, store: ImageStore, images: int, *, batch_size: int) -> None:
@@ -92,6 +111,44 @@ class Eager(nn.Module):
         scaled_BCHW = images_BCHW.float().contiguous() / 255
         logits_BK: torch.Tensor = self.network((scaled_BCHW - 0.5) / 0.25)
         return logits_BK
+
+
+def exported_models(checkpoint: str) -> tuple[TrainedModel, dict[str, nn.Module], list[str]]:
+    """Return a run's model, the networks to compare, and how its exports agreed with it.
+
+    Raises:
+        CheckpointError: no model, no export of it in its folder, or one of another model.
+    """
+    trained = load_model(best_checkpoint(checkpoint), torch.device("cpu"))
+    if not isinstance(trained.model, Classifier):
+        raise CheckpointError(f"infer.checkpoint={checkpoint}: is an export itself. Give its run.")
+    networks: dict[str, nn.Module] = {
+        EAGER: Eager(trained.description["backbone"]).eval(),
+        OURS: trained.model,
+    }
+    notes = []
+    for name, (form, file) in EXPORTS.items():
+        path = trained.path.parent / file
+        if not path.exists():
+            how = f"python -m dermalyze.export checkpoint={checkpoint} format={form}"
+            notes.append(f"{name}: not timed, since {path} is not there. {how} makes it.")
+            continue
+        export = load_model(path, torch.device("cpu"))
+        if {**export.header, "export": None} != {**trained.header, "export": None}:
+            raise CheckpointError(f"{path}: was made of another model. Export this one again.")
+        networks[name] = export.model
+        found = export.header["export"]
+        before, after = found["balanced_accuracy"]
+        said = f"{name}: on {found['images']} validation images the same class for "
+        said += f"{found['agreement']:.4f}, balanced accuracy {before:.4f} -> {after:.4f}"
+        if name == INT8:
+            said += f", {len(found['in_float32'])} of {found['layers']} layers in float32"
+        notes.append(said)
+    if len(networks) == 2:
+        raise CheckpointError(
+            f"infer.checkpoint={checkpoint}: no export to time.\n" + "\n".join(notes)
+        )
+    return trained, networks, notes
 
 
 def models(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dermalyze.benchmarks.timing import Report
+from dermalyze.benchmarks.timing import Bars, Report
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def measure(
@@ -27,7 +28,7 @@ def measure(
         backbone: timm's name; its weights are random.
         image_size: pixels.
         images: drawn lesions that `train` and `evaluate` work on, in several runs.
-        files: that `predict` is given; the drawn ones, named again and again.
+        files: that `predict` is given; the last drawn ones, named again and again.
     """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +68,8 @@ def measure(
             f"{row['what']:<12}{row['images']:>10,}{row['peak_megabytes']:>9.0f} MB{own:>12}"
         )
     title = f"memory of commands, {backbone} at {image_size} pixels"
-    return Report(title, table_lines, {"memory": rows})
+    bars = [{**row, "what": f"{row['what']}, {row['images']:,} images"} for row in rows]
+    return Report(title, table_lines, {"memory": rows}, Bars("MB", bars, of="peak_megabytes"))
 
 
 def row_of(what: str, images: int, peak: float, image_bytes: int | None) -> dict[str, Any]:
@@ -98,9 +100,26 @@ def peak_of(command: str, words: Sequence[str], folder: Path) -> float:
     return in_megabytes(used.ru_maxrss)
 
 
+def forget_peak() -> bool:
+    """Let `peak_megabytes` count from now on; return False where the system cannot: not Linux."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
+    except OSError:
+        return False
+    return True
+
+
 def peak_megabytes() -> float:
-    """Return the most that this process has held in memory at once, pages of files included."""
-    return in_megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """Return the most that this process held at once since `forget_peak`, pages of files included.
+
+    What it held already at that time counts too, as long as it is held.
+    """
+    (kibibytes,) = (
+        line.split()[1]
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return int(kibibytes) * 1024 / 1e6
 
 
 def in_megabytes(ru_maxrss: int) -> float:

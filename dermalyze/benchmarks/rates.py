@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dermalyze.benchmarks.timing import spread
+from dermalyze.benchmarks.timing import spread, spread_words
 
 
 def rate_rows(
@@ -35,9 +35,8 @@ def rate_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     wide = max(len(row["what"]) for row in rows) + 2
     table = [f"{'':<{wide}}{'median':>10}{'spread':>22}{'images/s':>11}{'ratio':>8}"]
     for row in rows:
-        between = f"{row['fastest']:.3f} to {row['slowest']:.3f} s"
         table.append(
-            f"{row['what']:<{wide}}{row['median']:>8.3f} s{between:>22}"
+            f"{row['what']:<{wide}}{row['median']:>8.3f} s{spread_words(row, digits=3):>22}"
             f"{row['images_per_second']:>11.1f}{row['ratio']:>8.2f}"
         )
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,17 +48,19 @@ class StepBenchmark(_Part):
     batch_size: int = Field(ge=7)  # each class is in it
 
 
-class EpochBenchmark(StepBenchmark):
-    """`epoch.*`: how many images make an epoch, and the worker counts of a DataLoader to try."""
+class EpochBenchmark(_Part):
+    """`epoch.*`: an epoch's images, the worker counts of a DataLoader to try, what is trained."""
 
-    images: int = Field(ge=2)
+    root: str | None
+    images: int | None = Field(ge=2)
     workers: list[int] = Field(min_length=1)
     options: list[str]
 
 
 class InferBenchmark(_Part):
-    """`infer.*`: the network, and how many images it is shown at once."""
+    """`infer.*`: the run or the network, and how many images it is shown at once."""
 
+    checkpoint: str | None
     backbone: str
     image_size: int = Field(ge=32, le=4096)
     batch_sizes: list[int] = Field(min_length=1)
@@ -86,7 +88,7 @@ class MemoryBenchmark(_Part):
     backbone: str
     image_size: int = Field(ge=32, le=4096)
     images: list[int] = Field(min_length=1)
-    files: list[int]
+    files: list[Annotated[int, Field(ge=1)]]
 
 
 class Benchmark(_Part):

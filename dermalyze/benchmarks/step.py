@@ -1,6 +1,8 @@
-"""A training step beside torch's plainest one, and what each part of ours takes of it."""
+"""A training step beside torch's plainest one and timm's, and what each part of ours takes."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,43 +10,69 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
-from dermalyze.benchmarks.training import labels_of, our_training, plain_step, random_store
+from dermalyze.benchmarks.training import (
+    Step,
+    labels_of,
+    our_training,
+    plain_step,
+    random_store,
+    timm_step,
+)
 from dermalyze.engine.profile import PARTS
 from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
 
-PLAIN, BARE, WHOLE = "eager, contiguous", "ours, as much", "ours, with augmentation and average"
+PLAIN, BARE = "eager, contiguous", "ours, as much as eager"
+TIMM, AVERAGED = "timm's, with average", "ours, as much as timm's"
+WHOLE = "ours, with augmentation and average"
 STEPS = 3
+NOTES = (
+    "timm's: create_optimizer_v2, ModelEmaV3 and dispatch_clip_grad, composed as its train script "
+    "does with --opt adamw --channels-last --model-ema --clip-grad 1",
+    "torchvision's reference script is not in its package, so it is no peer here",
+)
 
 
 def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) -> Report:
     """Time three steps of each on images that lie in memory.
 
-    "As much" leaves out what the plain step does not do: augmentation and the moving average. The
-    shares are those of whole steps, by torch's profiler.
+    All train one network with a linear classifier, in float32. "As much" leaves out what the other
+    does not do: augmentation, and for the plain step the moving average too. The shares are those
+    of whole steps, by torch's profiler.
     """
     store = random_store(batch_size, image_size=image_size)
     rows_B = np.arange(batch_size)
-    theirs = plain_step(backbone)
     images_BCHW = store.batch(rows_B).float().contiguous() / 255
     labels_B = torch.from_numpy(labels_of(batch_size))
     made = {
         BARE: ["augmentation=none", "ema=off"],
+        AVERAGED: ["augmentation=none", "ema=on"],
         WHOLE: ["augmentation=medium", "ema=on"],
     }
     ours = {
-        name: our_training(store, backbone=backbone, image_size=image_size, options=options)
+        name: our_training(
+            store,
+            backbone=backbone,
+            image_size=image_size,
+            options=["model/head=linear", *options],
+        )
         for name, options in made.items()
     }
 
-    def plain() -> None:
+    def by(theirs: Step) -> None:
         for _ in range(STEPS):
             theirs(images_BCHW, labels_B)
 
     def of(name: str) -> None:
         take_steps(*ours[name], rows_B)
 
-    peers = {PLAIN: plain, BARE: lambda: of(BARE), WHOLE: lambda: of(WHOLE)}
+    peers = {
+        PLAIN: partial(by, plain_step(backbone)),
+        BARE: partial(of, BARE),
+        TIMM: partial(by, timm_step(backbone)),
+        AVERAGED: partial(of, AVERAGED),
+        WHOLE: partial(of, WHOLE),
+    }
     seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
     rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
     parts = shares(*ours[WHOLE], rows_B)
@@ -52,7 +80,7 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
         f"a training step of {backbone} at {image_size} pixels, batches of {batch_size}, "
         f"{torch.get_num_threads()} threads, {repeats} runs each"
     )
-    table = rate_table(rows)
+    table = [*rate_table(rows), *NOTES]
     table.append(f"shares of a step, {WHOLE}:")
     table += [f"  {part:<12}{share:>8.1%}" for part, share in parts.items()]
     return Report(title, table, {"step": rows, "shares": parts}, Bars("images/s", rows))

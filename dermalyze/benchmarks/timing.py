@@ -13,10 +13,17 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Bars:
-    """Peers to draw: the unit of their rates, and rows as `rates.rate_rows` returns them."""
+    """Peers to draw.
+
+    Attributes:
+        unit: of what is drawn.
+        rows: with their name, `what`, as they stand in the JSON file.
+        of: the number that a bar shows: a rate, a `median` of seconds, or what was found once.
+    """
 
     unit: str
     rows: Sequence[Mapping[str, Any]]
+    of: str = "images_per_second"
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,15 @@ def in_turns(
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the median and the extremes."""
-    return {
-        "median": statistics.median(seconds),
-        "fastest": min(seconds),
-        "slowest": max(seconds),
-    }
+    """Return the median and the extremes; of a single run, which has no spread, itself alone."""
+    median = {"median": statistics.median(seconds)}
+    if len(seconds) == 1:
+        return median
+    return {**median, "fastest": min(seconds), "slowest": max(seconds)}
+
+
+def spread_words(row: Mapping[str, Any], *, digits: int) -> str:
+    """Return a row's extremes for the screen, "" for a single run."""
+    if "fastest" not in row:
+        return ""
+    return f"{row['fastest']:.{digits}f} to {row['slowest']:.{digits}f} s"

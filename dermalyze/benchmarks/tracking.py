@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dermalyze.benchmarks.timing import Report
+from dermalyze.benchmarks.timing import Bars, Report
 
 # What a run does with its tracker, in the size of a run on HAM10000, in a process that has imported
 # what training needs, as a run's process has by then.
@@ -105,7 +105,8 @@ def measure(
         f"tracking of a run of {epochs} epochs of {seconds_per_epoch:g} s, with a checkpoint of "
         f"{checkpoint_megabytes:g} MB, {repeats} runs each"
     )
-    return Report(title, _table(rows), {"tracking": rows, "training_seconds": training})
+    numbers = {"tracking": rows, "training_seconds": training}
+    return Report(title, _table(rows), numbers, Bars("seconds a run", rows, of="total"))
 
 
 def shares(

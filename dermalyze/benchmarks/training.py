@@ -1,28 +1,65 @@
-"""Our own training, and the plainest loop of torch, on images that lie in memory."""
+"""Our own training, the plainest loop of torch and timm's, on images that lie in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.nn import functional as F
 
 from dermalyze.benchmarks.composing import composed
-from dermalyze.compute import Precision
+from dermalyze.compute import choose_precision
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.distributed import ALONE
 from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
+from dermalyze.errors import ConfigError
 from dermalyze.recipe import build
 from dermalyze.schema import checked_run
 from dermalyze.taxonomy import HAM10000_CODES
 
 CLASSES = len(HAM10000_CODES)
+
+Node = dict[str, Any]
+Step = Callable[[torch.Tensor, torch.Tensor], float]
+"""(images_BCHW as floats, labels_B) -> loss."""
+
+
+def config_of(words: Sequence[str]) -> Node:
+    """Return the checked config of `python -m dermalyze.train WORDS`; its weights are random.
+
+    Raises:
+        ConfigError: words that `train` refuses; or its model is told metadata, which no image has
+            here.
+    """
+    config = checked_run(composed("train", ["data.root=.", *words, "model.pretrained=false"]))
+    if config["model"]["metadata"]["columns"]:
+        raise ConfigError(
+            "model/metadata: the images here have no metadata. Use model/metadata=none."
+        )
+    return config
+
+
+def built(config: Node, store: ImageStore) -> tuple[TrainState, TrainingStep]:
+    """Return what `train` builds of its config, for images of any class, on the CPU."""
+    return build(
+        config,
+        store=store,
+        labels_N=labels_of(len(store)),
+        train_rows_M=np.arange(len(store)),
+        num_classes=CLASSES,
+        encoding=MetadataEncoding(columns=(), age=(0.0, 1.0), categories={}),
+        precision=choose_precision(config["training"]["amp"], torch.device("cpu")),
+        ranks=ALONE,
+    )
 
 
 def our_training(
@@ -36,22 +73,8 @@ def our_training(
         image_size: pixels.
         options: of the command line.
     """
-    words = [
-        f"model.backbone={backbone}",
-        "model.pretrained=false",
-        f"data.image_size={image_size}",
-    ]
-    cfg = composed("train", ["data=synthetic", "model=timm", *words, *options])
-    return build(
-        checked_run(cfg),
-        store=store,
-        labels_N=labels_of(len(store)),
-        train_rows_M=np.arange(len(store)),
-        num_classes=CLASSES,
-        encoding=MetadataEncoding(columns=(), age=(0.0, 1.0), categories={}),
-        precision=Precision(torch.device("cpu"), None),
-        ranks=ALONE,
-    )
+    words = ["model=timm", f"model.backbone={backbone}", f"data.image_size={image_size}"]
+    return built(config_of([*words, *options]), store)
 
 
 def labels_of(images: int) -> np.ndarray:
@@ -59,20 +82,22 @@ def labels_of(images: int) -> np.ndarray:
     return np.arange(images) % CLASSES
 
 
-def random_store(images: int, *, image_size: int) -> ImageStore:
-    """Return so many images of noise, in memory."""
+def random_store(images: int, *, image_size: int, file: Path | None = None) -> ImageStore:
+    """Return so many images of noise, in memory; or in a file (.npy), as a map of it."""
     shape = (images, image_size, image_size, 3)
+    images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if file is not None:
+        np.save(file, images_NHWC)
+        images_NHWC = np.load(file, mmap_mode="r")
     return ImageStore(
-        images_NHWC=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
+        images_NHWC=images_NHWC,
         image_ids=[str(number) for number in range(images)],
         device=torch.device("cpu"),
     )
 
 
-def plain_step(
-    backbone: str,
-) -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """Return (images_BCHW as floats, labels_B) -> loss: a step as tutorials write it.
+def plain_step(backbone: str) -> Step:
+    """Return a step as tutorials write it.
 
     The network is timm's own with its classifier, in torch's own memory format; AdamW has torch's
     defaults; gradients are clipped, and the loss is read back in every step.
@@ -88,6 +113,31 @@ def plain_step(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def timm_step(backbone: str) -> Step:
+    """Return a step as timm's train script composes it of timm's public parts.
+
+    Its options would be `--opt adamw --channels-last --model-ema --clip-grad 1`.
+    """
+    torch.manual_seed(0)
+    network: Any = timm.create_model(backbone, num_classes=CLASSES)
+    network.to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=3e-4, weight_decay=0.02)
+    average = ModelEmaV3(network, decay=0.9999)
+    network.train()
+
+    def step(images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> float:
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(network(images_BCHW), labels_B)
+        loss.backward()
+        dispatch_clip_grad(network.parameters(), value=1.0, mode="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(network)
         return loss.item()
 
     return step

@@ -8,20 +8,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from small_models import make_run
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dermalyze.benchmarks import chart, input, memory, scale, step
+from dermalyze.benchmarks import chart, epoch, evaluate, infer, input, memory, scale, step
+from dermalyze.benchmarks.cache import write_photographs
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.infer import EAGER, INT8, OURS, models
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars
-from dermalyze.benchmarks.training import our_training, plain_step, random_store
+from dermalyze.benchmarks.training import (
+    config_of,
+    our_training,
+    plain_step,
+    random_store,
+    timm_step,
+)
 from dermalyze.benchmarks.usual import medium, pillow_files, tensor_files, transforms_of
+from dermalyze.checkpoint_file import BEST
 from dermalyze.engine.profile import PARTS
+from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.inference.loading import load_model
+from dermalyze.inference.onnx_file import sealed
 
 SIZE = 32
+
+
+def small_photographs(folder: Path, *, images: int) -> list[Path]:
+    return write_photographs(folder, images=images, width=48, height=40, quality=90, noise=9.0)
 
 
 def test_rates_and_ratios_by_hand() -> None:
@@ -42,6 +59,18 @@ def test_a_chart_has_a_bar_a_peer_with_its_spread() -> None:
     (errors,) = (line for line in axes.collections)
     ends = [segment[:, 0].tolist() for segment in errors.get_segments()]
     np.testing.assert_allclose(ends, [[1, 4], [1.6, 8]])  # 8 images in 8 and 2 s, in 5 and 1 s
+
+
+def test_a_chart_shows_seconds_and_what_was_found_once_as_well() -> None:
+    rows = [
+        {"what": "a", "median": 2.0, "fastest": 1.0, "slowest": 4.0, "ratio": 1.0},
+        {"what": "b", "median": 3.0},
+    ]
+    (axes,) = chart.chart(Bars("seconds", rows, of="median"), "title").axes
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0]
+    assert [text.get_text() for text in axes.texts] == [" 1.00", " 3"]
+    (errors,) = (line for line in axes.collections)
+    assert [s[:, 0].tolist() for s in errors.get_segments()] == [[1, 4], [3, 3]]
 
 
 @pytest.mark.parametrize("kind", [v1, v2], ids=["v1", "v2"])
@@ -81,16 +110,23 @@ def test_every_peer_of_a_part_is_in_its_report() -> None:
 
 def test_the_shares_of_a_step_make_a_whole() -> None:
     report = step.measure(repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8)
+    rows = [row["what"] for row in report.numbers["step"]]
+    assert rows == [step.PLAIN, step.BARE, step.TIMM, step.AVERAGED, step.WHOLE]
+    assert (
+        "torchvision's reference script is not in its package, so it is no peer here"
+        in report.table
+    )
     parts = report.numbers["shares"]
     assert list(parts) == [*PARTS, "rest"]
     assert sum(parts.values()) == pytest.approx(1)
     assert all(0 < parts[name] < 1 for name in PARTS)
 
 
-def test_the_plain_step_learns(monkeypatch) -> None:
+@pytest.mark.parametrize("made", [plain_step, timm_step])
+def test_the_peers_of_a_step_learn(made) -> None:
     store = random_store(8, image_size=SIZE)
     images, labels = store.batch(np.arange(8)).float() / 255, torch.arange(8) % 7
-    take = plain_step("test_resnet")
+    take = made("test_resnet")
     losses = [take(images, labels) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -103,6 +139,104 @@ def test_ours_is_what_train_builds() -> None:
     assert state.ema is not None
     assert type(ours.loss).__name__ == "FocalLoss"
     assert composed("train", ["loss=focal"]).loss._target_.endswith("FocalLoss")
+
+
+def test_the_words_of_train_say_what_an_epoch_is_of(tmp_path: Path) -> None:
+    """On files of one's own: model, size, batches and sampler come from the words."""
+    given = small_photographs(tmp_path, images=9)
+    given[8].rename(tmp_path / "last.JPEG")
+    (tmp_path / "notes.txt").write_text("no image")
+    words = ["model=timm", "model.backbone=test_resnet", "data.image_size=32"]
+    words += ["training.batch_size=4", "sampler=weighted", "mix=mixup", "training.accumulate=2"]
+    words += ["loss.class_weights=none"]
+    options = {"workers": [0], "options": words, "root": str(tmp_path)}
+    report = epoch.measure(repeats=1, images=None, **options)
+    assert report.title.startswith(
+        "an epoch of 9 real images, test_resnet at 32 pixels, batches of 4, "
+    )
+    rows = {row["what"]: row for row in report.numbers["epoch"]}
+    assert [*rows] == ["DataLoader, 0 workers", "timm's loader, 0 workers", epoch.OURS, epoch.FIRST]
+    assert all("fastest" not in row for row in rows.values())  # one run each
+    rate = rows[epoch.OURS]["images_per_second"]
+    assert report.numbers["seconds_for_ham10000"] == pytest.approx(7010 / rate)
+    assert f"an epoch of python -m dermalyze.train {' '.join(words)}" in report.table
+    assert "validation, checkpoints and tracking left out" in report.table[-1]
+
+    with pytest.raises(ConfigError, match=r"epoch.root=.*: 9 JPEG files, fewer than 10\. Name"):
+        epoch.measure(repeats=1, images=10, **options)
+    with pytest.raises(ConfigError, match=r"epoch.images=null: all files of a folder\. Name it by"):
+        epoch.measure(repeats=1, images=None, **{**options, "root": None})
+
+
+def test_a_whole_recipe_is_an_epochs_words_and_metadata_are_refused() -> None:
+    config = config_of(["experiment=quick_cpu", "data.image_size=48"])
+    assert (config["model"]["backbone"], config["data"]["image_size"]) == ("resnet10t", 48)
+    with pytest.raises(ConfigError, match=r"^model/metadata: the images here have no metadata"):
+        config_of(["model/metadata=film"])
+
+
+def test_views_have_both_peers_and_ratios_to_both(monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "photographs", small_photographs)
+    monkeypatch.setattr(evaluate, "seconds_of_report", lambda *_: 1.0)
+    report = evaluate.measure(
+        repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8, images=28
+    )
+    alone, by_view, ours = report.numbers["evaluate"]
+    assert [alone["what"], by_view["what"]] == [evaluate.ONE_BY_ONE, evaluate.VIEW_BY_VIEW]
+    assert ours["ratio"] == by_view["median"] / ours["median"]
+    both = {
+        evaluate.VIEW_BY_VIEW: ours["ratio"],
+        evaluate.ONE_BY_ONE: alone["median"] / ours["median"],
+    }
+    (line,) = (line for line in report.table if line.startswith("ours: "))
+    assert line == "ours: " + ", ".join(f"{ratio:.2f} times {name}" for name, ratio in both.items())
+
+
+def exported(run: Path, name: str, **changes: object) -> None:
+    """Write a graph of three logits with the header that `export` writes for the run's model."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "sides"], ["logits"], keepdims=0),
+    ]
+    given = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, SIZE, SIZE])
+    told = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    sides = numpy_helper.from_array(np.array([2, 3]), "sides")
+    graph = helper.make_model(
+        helper.make_graph(nodes, "mean colours", [given], [told], [sides]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    trained = load_model(run / BEST, torch.device("cpu"))
+    found = {"images": 30, "agreement": 0.99, "balanced_accuracy": [0.5, 0.49]}
+    more = {"in_float32": ["stem"], "layers": 20} if "int8" in name else {}
+    header = {**trained.header, "disclaimer": "", "export": {**found, **more}, **changes}
+    (run / name).write_bytes(sealed(graph, header))
+
+
+def test_a_runs_own_exports_are_timed_and_others_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", disclaimer="")
+    size = {"backbone": "not looked at", "image_size": 999, "calibration_images": 1}
+    asked = {"repeats": 1, "checkpoint": str(run), "batch_sizes": [1], **size}
+    with pytest.raises(CheckpointError, match=r"no export to time\.\n.*export checkpoint=\S+ form"):
+        infer.measure(**asked)
+    exported(run, "model.onnx")
+    report = infer.measure(**asked)
+    assert report.title.startswith("inference of test_resnet at 32 pixels")
+    rows = [row["what"] for row in report.numbers["infer"]]
+    assert rows == [f"batch 1, {name}" for name in (EAGER, OURS, infer.FLOAT)]
+    one, other = report.table[-2:]
+    assert one.endswith(
+        "on 30 validation images the same class for 0.9900, balanced accuracy 0.5000 -> 0.4900"
+    )
+    assert f"{run / 'model_int8.onnx'} is not there" in other
+    exported(run, "model_int8.onnx")
+    report = infer.measure(**asked)
+    assert report.numbers["infer"][-1]["what"] == f"batch 1, {INT8}"
+    assert report.table[-1].endswith("1 of 20 layers in float32")
+
+    exported(run, "model.onnx", epoch=2)
+    with pytest.raises(CheckpointError, match=r"model.onnx: was made of another model\. Export"):
+        infer.measure(**asked)
 
 
 @pytest.mark.thorough
@@ -136,6 +270,17 @@ def test_scale_varies_one_thing_at_a_time() -> None:
     assert first["images_per_second"] == pytest.approx(scale.STEPS * 7 / first["median"])
     assert second["ratio"] == second["images_per_second"] / first["images_per_second"]
     assert rows["order of 30 rows"]["ratio"] == rows["32 pixels"]["ratio"] == 1
+    assert "fastest" not in first  # one run
+
+
+def test_a_table_is_the_map_of_a_file(tmp_path: Path) -> None:
+    made, mapped = (
+        random_store(4, image_size=SIZE, file=file) for file in (None, tmp_path / "4.npy")
+    )
+    assert (tmp_path / "4.npy").stat().st_size == 4 * 3 * SIZE**2 + 128  # NumPy's header
+    assert isinstance(mapped._images_NHWC.base, np.memmap)
+    rows = np.array([3, 0])
+    assert torch.equal(made.batch(rows), mapped.batch(rows))
 
 
 def test_memory_is_counted_in_megabytes() -> None:
