@@ -14,9 +14,10 @@ class Uncertainty:
 
     Attributes:
         entropy_N: of the final probabilities, in nats, at most log K.
-        mutual_information_N: entropy of the mean of all views and members minus the mean of their
-            entropies, in nats (Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep
-            learning", equation 4): what they disagree about; 0 where there is only one.
+        mutual_information_N: entropy of the mean of the members minus the mean of their entropies,
+            each member's views averaged first, in nats (Depeweg et al. 2018, "Decomposition of
+            uncertainty in Bayesian deep learning", equation 4): what the members disagree about; 0
+            where there is only one, in however many views.
         deviation_N: standard deviation (of the population) over views and members of the
             probability of the predicted class.
         margin_N: the largest of the final probabilities minus the second largest, at most 1.
@@ -49,8 +50,9 @@ def uncertainty(probs_NK: np.ndarray, probs_MVNK: np.ndarray, weights_M: np.ndar
     views = probs_MVNK.shape[1]
     answers_ANK = probs_MVNK.reshape(-1, *probs_NK.shape)
     weights_A = np.repeat(weights_M / views, views)
-    mean_NK = np.einsum("a,ank->nk", weights_A, answers_ANK)
-    expected_N = np.einsum("a,an->n", weights_A, _entropy(answers_ANK))
+    members_MNK = probs_MVNK.mean(axis=1)
+    mean_NK = np.einsum("m,mnk->nk", weights_M, members_MNK)
+    expected_N = np.einsum("m,mn->n", weights_M, _entropy(members_MNK))
     of_predicted_AN = answers_ANK[:, np.arange(len(probs_NK)), probs_NK.argmax(axis=1)]
     centre_N = weights_A @ of_predicted_AN
     second_N, first_N = np.sort(probs_NK, axis=1)[:, -2:].T

@@ -33,8 +33,9 @@ def test_weights_count_and_views_share_them() -> None:
     probs_NK = aggregated(merged_MNK, aggregation="mean", weights_V=weights_M)
     found = uncertainty(probs_NK, probs_MVNK, weights_M)
     answers_ANK = probs_MVNK[:2].reshape(8, 6, 5)  # the third member has no say
-    total_N = entropy(answers_ANK.mean(axis=0), axis=1)
-    expected_N = entropy(answers_ANK, axis=2).mean(axis=0)
+    members_MNK = probs_MVNK[:2].mean(axis=1)
+    total_N = entropy(members_MNK.mean(axis=0), axis=1)
+    expected_N = entropy(members_MNK, axis=2).mean(axis=0)
     np.testing.assert_allclose(found.mutual_information_N, total_N - expected_N, rtol=1e-12)
     np.testing.assert_allclose(found.entropy_N, entropy(probs_NK, axis=1), rtol=1e-12)
     of_predicted_AN = answers_ANK[:, range(6), probs_NK.argmax(axis=1)]
@@ -47,6 +48,13 @@ def test_one_answer_alone_disagrees_with_nobody() -> None:
     assert np.all(found.mutual_information_N == 0)
     assert np.all(found.deviation_N == 0)
     np.testing.assert_allclose(found.entropy_N, entropy(probs_NK, axis=1), rtol=1e-12)
+
+
+def test_views_of_one_member_disagree_in_their_deviation_alone() -> None:
+    probs_MVNK = np.array([[[[0.9, 0.1]], [[0.5, 0.5]]]])
+    found = uncertainty(probs_MVNK[0].mean(axis=0), probs_MVNK, ONE)
+    assert found.mutual_information_N[0] == 0
+    assert found.deviation_N[0] == pytest.approx(0.2, abs=1e-15)
 
 
 def test_agreement_is_never_below_0() -> None:
