@@ -64,7 +64,7 @@ def measure(
         batch_sizes: images shown at once.
         calibration_images: of noise; not of a run.
     """
-    largest = max(*batch_sizes, calibration_images)
+    largest = max(*batch_sizes, calibration_images, CLASSES)
     if checkpoint is None:
         store = random_store(largest, image_size=image_size)
         networks = models(
