@@ -218,4 +218,5 @@ def check_targets(container: dict[str, Any]) -> None:
 def raise_problems(problems: list[str]) -> None:
     """Raise one ConfigError that lists all problems, if there are any."""
     if problems:
-        raise ConfigError("the configuration cannot work:\n  - " + "\n  - ".join(problems))
+        message = "the configuration cannot work:\n  - " + "\n  - ".join(problems)
+        raise ConfigError(message, problems)

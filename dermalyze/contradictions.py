@@ -1,16 +1,20 @@
-"""Options that cannot hold at once, found in the config, before any data is read."""
+"""Options that cannot hold at once, and values that their parts refuse: before data is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from dermalyze.errors import DermalyzeError
+from dermalyze.errors import ConfigError
+from dermalyze.taxonomy import HAM10000_CODES
 
 Node = dict[str, Any]
+
+# While the true number is not known: so many that no period of a schedule is too short.
+_STEPS_PER_EPOCH = 1_000_000
 
 
 def contradictions(run: Node) -> list[str]:
@@ -24,8 +28,10 @@ def contradictions(run: Node) -> list[str]:
         *_averages(run),
         *_growing_images(run),
         *_stored_size(run),
+        *_parts(run),
         *_optimizer(run),
         *_stages(run),
+        *_frozen(run),
         *_tracking(run),
     ]
 
@@ -118,24 +124,73 @@ def _stored_size(run: Node) -> Iterator[str]:
         )
 
 
+def _parts(run: Node) -> Iterator[str]:
+    """Make the parts that need no data, as the run will, to hear which values they refuse."""
+    classes = run["data"]["source"].get("classes", HAM10000_CODES)
+    known_later: dict[str, Node] = {
+        "augmentation": {},
+        "sampler": {},
+        "mix": {"total_epochs": run["training"]["epochs"]},
+        "loss": {"class_counts": [1] * len(classes)},
+        "ema": {"_partial_": False, "model": {"_target_": "torch.nn.PReLU"}},  # one weight
+    }
+    for group, values in known_later.items():
+        yield from _refusals(instantiate, run[group], _convert_="all", **values)
+
+
 def _optimizer(run: Node) -> Iterator[str]:
-    for key in ("lr", "weight_decay"):
-        if key not in run["optimizer"]:
-            yield (
-                f"optimizer.{key}: missing; schedules, stages and decay need it. Add it to the "
-                "option, as conf/optimizer/adamw.yaml has it"
-            )
+    options = run["optimizer"]
+    missing = [key for key in ("lr", "weight_decay") if key not in options]
+    for key in missing:
+        yield (
+            f"optimizer.{key}: missing; schedules, stages and decay need it. Add it to the "
+            "option, as conf/optimizer/adamw.yaml has it"
+        )
+    if missing:
+        return
+    weights = [{"_target_": "torch.nn.Parameter"}]
+    try:
+        instantiate(options, _partial_=False, _convert_="all", params=weights)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        yield f"optimizer: {options['_target_']} refuses its values ({error.__cause__})"
 
 
 def _stages(run: Node) -> Iterator[str]:
+    if "lr" in run["optimizer"]:
+        yield from _refusals(_make_schedules, run)
+
+
+def _make_schedules(run: Node) -> None:
+    instantiate(run["stages"], _convert_="all").schedules(
+        instantiate(run["scheduler"], _convert_="all"),
+        lr=run["optimizer"]["lr"],
+        epochs=run["training"]["epochs"],
+        steps_per_epoch=_STEPS_PER_EPOCH,
+    )
+
+
+def _refusals(make: Callable[..., object], *args: Any, **kwargs: Any) -> tuple[str, ...]:
     try:
-        instantiate(run["stages"], _convert_="all").lengths(run["training"]["epochs"])
+        make(*args, **kwargs)
+    except ConfigError as error:
+        return error.problems
     except InstantiationException as error:
-        if not isinstance(error.__cause__, DermalyzeError):
+        if not isinstance(error.__cause__, ConfigError):
             raise
-        yield str(error.__cause__)
-    except DermalyzeError as error:
-        yield str(error)
+        return error.__cause__.problems
+    return ()
+
+
+def _frozen(run: Node) -> Iterator[str]:
+    begins_from = (run["model"].get("pretrained", True), run["model"].get("weights_file"))
+    if run["stages"].get("whole") is None and not any(begins_from):
+        yield (
+            "stages.whole=null with model.pretrained=false: the backbone would stay as random as "
+            "it begins. Train it (stages=one), or start from weights: model.pretrained=true or "
+            "model.weights_file=FILE"
+        )
 
 
 def _tracking(run: Node) -> Iterator[str]:

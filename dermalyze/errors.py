@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -12,7 +12,15 @@ class DermalyzeError(Exception):
 
 
 class ConfigError(DermalyzeError):
-    """The composed configuration cannot work, found before any data is read."""
+    """The composed configuration cannot work, found before any data is read.
+
+    Attributes:
+        problems: what is wrong, each with its mend; the message where it tells of one alone.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class DataError(DermalyzeError):

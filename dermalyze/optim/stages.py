@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dermalyze.config import raise_problems
 from dermalyze.errors import ConfigError
 from dermalyze.optim.parameter_groups import parameter_groups
 from dermalyze.optim.schedules import Schedule
@@ -70,8 +71,7 @@ class Stages:
         if not self.options:
             raise ConfigError("stages: both stages are null; nothing would be trained.")
         problems = [line for name, each in self.options.items() for line in each.problems(name)]
-        if problems:
-            raise ConfigError("\n".join(problems))
+        raise_problems(problems)
 
     def lengths(self, epochs: int) -> dict[str, int]:
         """Return the epochs of each stage.
@@ -93,6 +93,35 @@ class Stages:
                 "epochs. Let them add up, or set one of them to null: it gets what is left."
             )
         return {name: left if number is None else number for name, number in given.items()}
+
+    def schedules(
+        self,
+        make_schedule: Callable[..., Schedule],
+        *,
+        lr: float,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> dict[str, Schedule]:
+        """Return the learning rates of each stage.
+
+        Args:
+            make_schedule: of a stage without a scheduler of its own; takes `peak_lr`,
+                `steps_per_epoch` and `total_steps`.
+            lr: peak of a stage without one of its own.
+            epochs: of the whole run.
+            steps_per_epoch: optimiser steps.
+
+        Raises:
+            ConfigError: the stages' epochs do not add up, or a schedule refuses its values.
+        """
+        return {
+            name: (self.options[name].scheduler or make_schedule)(
+                peak_lr=lr if self.options[name].lr is None else self.options[name].lr,
+                steps_per_epoch=steps_per_epoch,
+                total_steps=length * steps_per_epoch,
+            )
+            for name, length in self.lengths(epochs).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -137,9 +166,12 @@ def stages_of_run(
         ConfigError: the stages' epochs do not add up, or a schedule refuses its values.
     """
     made: list[Stage] = []
+    usual: dict[str, Any] = make_optimizer.keywords
+    schedules = stages.schedules(
+        make_schedule, lr=usual["lr"], epochs=epochs, steps_per_epoch=steps_per_epoch
+    )
     for name, length in stages.lengths(epochs).items():
         options = stages.options[name]
-        usual: dict[str, Any] = make_optimizer.keywords
         lr = usual["lr"] if options.lr is None else options.lr
         decay = usual["weight_decay"] if options.weight_decay is None else options.weight_decay
 
@@ -154,11 +186,7 @@ def stages_of_run(
                 name=name,
                 first_epoch=sum(stage.epochs for stage in made),
                 epochs=length,
-                schedule=(options.scheduler or make_schedule)(
-                    peak_lr=lr,
-                    steps_per_epoch=steps_per_epoch,
-                    total_steps=length * steps_per_epoch,
-                ),
+                schedule=schedules[name],
                 make_optimizer=optimizer,
                 frozen=getattr(model, "backbone", None) if name == "head" else None,
             )

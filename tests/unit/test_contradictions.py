@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.contradictions import contradictions
-from dermalyze.errors import ConfigError
+from dermalyze.errors import ConfigError, DataError
+from dermalyze.experiment import run_training
 from dermalyze.schema import checked_run
 
 
@@ -23,9 +26,35 @@ def run(*overrides: str) -> dict[str, Any]:
     return checked_run(compose("train", list(overrides)))
 
 
+# Values that only the part itself, once it is made, knows to be out of its range.
+REFUSED_BY_PARTS = [
+    (["augmentation.geometry.rotation=-5.0"], "augmentation.geometry.rotation=-5.0"),
+    (["augmentation.colour.hue=0.5"], "augmentation.colour.hue=0.5"),
+    (["mix=both", "mix.unmixed_last_epochs=41"], "mix.unmixed_last_epochs=41"),
+    (["mix=mixup", "mix.mixup_alpha=0.0"], "mix.mixup_alpha=0.0"),
+    (
+        ["sampler=balanced_power", "sampler.power=1.5", "loss.class_weights=none"],
+        "sampler.power=1.5",
+    ),
+    (["loss=focal", "loss.gamma=-1.0"], "loss.gamma=-1.0"),
+    (["loss=label_smoothing", "loss.epsilon=1.0"], "loss.epsilon=1.0"),
+    (["loss=ldam", "loss.reweight_beta=1.0"], "loss.reweight_beta=1.0"),
+    (["ema=on", "ema.decay=2.0"], "ema.decay=2.0"),
+    (["scheduler.eta_min=1e-3"], "scheduler.eta_min=0.001: must lie between 0 and the peak"),
+    (["stages=two", "stages.whole.lr=1e-6"], "the peak learning rate 1e-06"),
+    (["stages=two", "stages.head.scheduler.warmup_fraction=1.0"], "warmup_fraction=1.0"),
+    (["scheduler=plateau", "scheduler.factor=1.0"], "scheduler.factor=1.0"),
+    (
+        ["optimizer.weight_decay=-0.1"],
+        "optimizer: torch.optim.AdamW refuses its values (Invalid weight_decay value: -0.1)",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["stages=frozen", "model.pretrained=false"], "as random as it begins"),
         (["training.fast_mode=true"], "training.deterministic=false"),
         (["training.compile=true", "training.grad_checkpointing=true"], "Choose one"),
         (["training.average_last_epochs=3"], "training.patience=null"),
@@ -75,6 +104,11 @@ def test_options_that_cannot_hold_at_once_are_refused(overrides: list[str], said
         ["training.first_image_size=224", "training.growing_epochs=39"],
         ["stages=two", "ema=on", "mix=both", "scheduler=onecycle", "training.compile=true"],
         ["stages=frozen"],
+        ["stages=frozen", "model.pretrained=false", "model.weights_file=a.safetensors"],
+        ["stages=two", "model.pretrained=false"],
+        ["scheduler.restart_epochs=0.01"],  # how many steps an epoch has is not known yet
+        ["mix=both", "mix.unmixed_last_epochs=40"],
+        ["loss=class_balanced", "data=folder", "data.root=a", "data.source.classes=[a,b]"],
     ],
 )
 def test_options_that_go_together_pass(overrides: list[str]) -> None:
@@ -84,4 +118,40 @@ def test_options_that_go_together_pass(overrides: list[str]) -> None:
 def test_all_contradictions_come_in_one_error() -> None:
     with pytest.raises(ConfigError) as refused:
         run("training.fast_mode=true", "training.growing_epochs=3", "stages.whole.epochs=7")
+    assert str(refused.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(("overrides", "said"), REFUSED_BY_PARTS)
+def test_no_data_are_read_for_what_a_part_refuses(
+    overrides: list[str], said: str, tmp_path: Path
+) -> None:
+    """The folder of data is not even there."""
+    nowhere, folder = f"data.root={tmp_path / 'nowhere'}", tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ConfigError) as refused:
+        run_training(compose("train", [nowhere, *overrides]), folder, resume=False)
+    (problem,) = refused.value.problems
+    assert said in problem
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_no_data_are_read_for_a_number_format_that_the_device_has_not(tmp_path: Path) -> None:
+    words = [f"data.root={tmp_path / 'nowhere'}", "training.device=cpu", "training.amp=fp16"]
+    with pytest.raises(ConfigError, match=r"training\.amp=fp16 needs a CUDA device"):
+        run_training(compose("train", words), tmp_path, resume=False)
+
+
+def test_a_folder_of_data_that_is_not_there_is_told_where_all_options_are_good(
+    tmp_path: Path,
+) -> None:
+    words = [f"data.root={tmp_path / 'nowhere'}", "training.device=cpu", "tracking=none"]
+    with pytest.raises(InstantiationException, match="nowhere: there is no such folder") as refused:
+        run_training(compose("train", words), tmp_path, resume=False)
+    assert isinstance(refused.value.__cause__, DataError)
+
+
+def test_what_parts_refuse_comes_with_the_contradictions_in_one_error() -> None:
+    with pytest.raises(ConfigError) as refused:
+        run("training.fast_mode=true", "mix.probability=2.0", "mix.cutmix_share=-1.0")
+    assert len(refused.value.problems) == 3
     assert str(refused.value).count("\n  - ") == 3
