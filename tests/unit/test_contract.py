@@ -7,24 +7,32 @@ of the uninterrupted one to the last bit, and the model of the checkpoint predic
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from safetensors.torch import save_file
 
-from dermalyze.checkpoint_file import read_checkpoint
-from dermalyze.compute import Precision
+from dermalyze.checkpoint_file import BEST, read_checkpoint
+from dermalyze.compute import Precision, choose_precision, numerics
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.data.batches import ImageStore
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import fit_encoding
+from dermalyze.data.samplers import Sampler
 from dermalyze.distributed import ALONE
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.loop import epoch_windows
@@ -55,6 +63,7 @@ ALWAYS = [
 ]  # fmt: skip
 # Networks of timm that are made for tests: a map of convolutions, and tokens.
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
+SMALL = ["model=timm", "model.backbone=test_efficientnet", "model.pretrained=false"]
 
 GROUPS = ["loss", "augmentation", "mix", "sampler", "optimizer", "scheduler", "stages", "ema",
           "model/head", "model/metadata"]  # fmt: skip
@@ -72,6 +81,23 @@ def hydra_on_conf() -> Iterator[None]:
         yield
 
 
+@cache
+def weights_of(backbone: str) -> str:
+    """A file of weights: random ones are refused where they would never be trained."""
+    file = Path(mkdtemp()) / "weights.safetensors"
+    atexit.register(shutil.rmtree, file.parent)
+    save_file(timm.create_model(backbone, num_classes=0).state_dict(), file)
+    return str(file)
+
+
+@lru_cache(maxsize=1)  # a run and the one that resumes it have the same
+def config_of(*overrides: str) -> dict[str, Any]:
+    cfg = compose("train", [*ALWAYS, *overrides])
+    if cfg.stages.whole is None:
+        cfg.model.weights_file = weights_of(cfg.model.backbone)
+    return checked_run(cfg)
+
+
 @dataclass
 class Trial:
     """A run of a few steps, and what its checkpoints say of themselves."""
@@ -79,12 +105,13 @@ class Trial:
     config: dict[str, Any]
     state: TrainState
     step: TrainingStep
+    sampler: Sampler
     store: ImageStore
     about: dict[str, Any]
 
     @classmethod
     def of(cls, *overrides: str) -> Trial:
-        config = checked_run(compose("train", [*ALWAYS, *overrides]))
+        config = config_of(*overrides)
         encoding = fit_encoding(FRAME.iloc[TRAIN], config["model"]["metadata"]["columns"])
         store = ImageStore(
             images_NHWC=PIXELS,
@@ -99,7 +126,7 @@ class Trial:
             train_rows_M=TRAIN,
             num_classes=len(HAM10000_CODES),
             encoding=encoding,
-            precision=CPU,
+            precision=choose_precision(config["training"]["amp"], CPU.device),
             ranks=ALONE,
         )
         about = {
@@ -110,17 +137,23 @@ class Trial:
             "split_fingerprint": "0",
             "software": {"threads": 1, "device": "cpu", "ranks": 1},
         }
-        return cls(config, state, step, store, about)
+        return cls(config, state, step, instantiate(config["sampler"]), store, about)
+
+    def windows(self) -> list[list[np.ndarray]]:
+        """The rows of each step of epoch 0, in the sampler's order."""
+        training = self.config["training"]
+        order = self.sampler.order(LABELS[TRAIN], seed=training["seed"], epoch=0)
+        return epoch_windows(
+            TRAIN[order], batch_size=training["batch_size"], accumulate=training["accumulate"]
+        )
 
     def go_on(self) -> None:
         """Take one step of epoch 0, as the loop would."""
-        training = self.config["training"]
-        windows = epoch_windows(
-            TRAIN, batch_size=training["batch_size"], accumulate=training["accumulate"]
-        )
-        self.step.begin_epoch(self.state, TRAIN)
-        self.state.train_mode()
-        self.step(self.state, windows[self.state.step], self.state.step * training["accumulate"])
+        training, step = self.config["training"], self.state.step
+        with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
+            self.step.begin_epoch(self.state, TRAIN)
+            self.state.train_mode()
+            self.step(self.state, self.windows()[step], step * training["accumulate"])
         self.state.step += 1
 
     def predictions(self, model: torch.nn.Module) -> np.ndarray:
@@ -153,7 +186,7 @@ def keep_the_contract(folder: Path, *overrides: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
     torch.manual_seed(1234)  # a restored run may not depend on what torch drew before
-    resumed = Trial.of(*overrides, "training.check_every_steps=7")
+    resumed = Trial.of(*overrides)
     assert checkpoints.load_latest(resumed.state)
     whole.go_on()
     resumed.go_on()
@@ -165,8 +198,13 @@ def keep_the_contract(folder: Path, *overrides: str) -> None:
     ("group", "option"), [(group, option) for group in GROUPS for option in OPTIONS[group]]
 )
 def test_every_option_keeps_the_contract(tmp_path: Path, group: str, option: str) -> None:
-    tiny = ["model=timm", "model.backbone=test_efficientnet", "model.pretrained=false"]
-    keep_the_contract(tmp_path, *tiny, f"{group}={option}")
+    keep_the_contract(tmp_path, *SMALL, f"{group}={option}")
+
+
+def test_an_optimizer_by_its_target_keeps_the_contract(tmp_path: Path) -> None:
+    radam = ["optimizer._target_=torch.optim.RAdam", "~optimizer.fused"]
+    keep_the_contract(tmp_path, *SMALL, *radam)
+    assert type(Trial.of(*SMALL, *radam).state.optimizer) is torch.optim.RAdam
 
 
 # Their weights alone are gigabytes in a checkpoint with its moments.
@@ -221,6 +259,52 @@ def test_random_company_is_varied() -> None:
     drawn = {word for seed in range(100) for word in company(seed)}
     missing = {f"{group}={option}" for group in GROUPS for option in OPTIONS[group]} - drawn
     assert missing == set()
+
+
+def test_the_trials_heed_sampler_number_format_and_determinism() -> None:
+    """So that a broken option would fail above."""
+
+    def seen(*overrides: str) -> tuple[list[int], torch.dtype, bool, str]:
+        trial, logits = Trial.of(*SMALL, *overrides), []
+
+        def look(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+            precise = torch.get_float32_matmul_precision()
+            logits.append((output.dtype, torch.are_deterministic_algorithms_enabled(), precise))
+
+        trial.state.model.register_forward_hook(look)
+        trial.go_on()
+        rows = np.concatenate([rows for window in trial.windows() for rows in window])
+        return sorted(rows), *logits[0]
+
+    assert seen() == (list(TRAIN), torch.float32, True, "highest")
+    rows, *_ = seen("sampler=weighted")
+    assert set(rows) < set(TRAIN)  # some are drawn twice
+    assert len(rows) == len(TRAIN)
+    _, *computed = seen("training.amp=bf16", "training.deterministic=false")
+    assert computed == [torch.bfloat16, False, "highest"]
+    _, *computed = seen("training.fast_mode=true", "training.deterministic=false")
+    assert computed == [torch.float32, False, "high"]
+
+
+def test_fast_mode_keeps_the_contract(tmp_path: Path) -> None:
+    fast = ["training.fast_mode=true", "training.deterministic=false"]
+    keep_the_contract(tmp_path, *SMALL, *fast)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_keeps_the_contract(tmp_path: Path) -> None:
+    """Its checkpoint is that of the same model uncompiled, names and weights. (But for dropout,
+    which a compiled model draws in its own way.)"""
+    certain = ["model/head=linear", "model.head.dropout=0.0", "optimizer=sgd"]
+    compiled, plain = tmp_path / "compiled", tmp_path / "plain"
+    for folder, word in ((compiled, "true"), (plain, "false")):
+        folder.mkdir()
+        keep_the_contract(folder, *SMALL, *certain, f"training.compile={word}")
+    one, other = (read_checkpoint(folder / BEST)[0] for folder in (compiled, plain))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_the_contract_would_notice_a_lost_tensor(tmp_path: Path) -> None:
