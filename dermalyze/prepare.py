@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dermalyze.command import command
-from dermalyze.errors import ConfigError
+from dermalyze.errors import ConfigError, DataError
 
 logger = logging.getLogger("dermalyze")
 
@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
     from dermalyze.data.audit import audit
     from dermalyze.data.audit_page import summary_lines, write_audit
     from dermalyze.data.duplicates import join_lesions, remember_pairs
+    from dermalyze.data.metadata_file import listed
     from dermalyze.data.table import summary
     from dermalyze.dataset import read_table
     from dermalyze.files import write_json
@@ -87,13 +88,16 @@ def main(cfg: DictConfig) -> None:
             "unless data.on_missing=drop is given",
             len(table.missing_images),
         )
-    logger.info(
-        "made %s (labels.csv, summary.json, audit.json, audit.html)\n"
-        "Next: python -m dermalyze.train %s\n%s",
-        folder,
-        _same_data(chosen, data["root"], drop=bool(table.missing_images)),
-        DISCLAIMER,
-    )
+    logger.info("made %s (labels.csv, summary.json, audit.json, audit.html)", folder)
+    drop = bool(found.broken or table.missing_images)
+    training = f"python -m dermalyze.train {_same_data(chosen, data['root'], drop=drop)}"
+    if found.broken:  # training would refuse them, once it has decoded all the others
+        path_of = dict(zip(as_read.frame["image_id"], as_read.frame["path"], strict=True))
+        unreadable = [f"{path_of[fault.image_id]}: {fault.reason}" for fault in found.broken]
+        mend = "Get these files anew, or take them out of the folder"
+        message = listed("images that cannot be read", mend, unreadable)
+        raise DataError("\n".join([*message, f"Next, once they are out: {training}"]))
+    logger.info("Next: %s\n%s", training, DISCLAIMER)
 
 
 def _same_data(chosen: str, root: str, *, drop: bool) -> str:

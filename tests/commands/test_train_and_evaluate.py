@@ -223,6 +223,33 @@ def test_prepare_writes_labels_and_a_summary_and_touches_nothing_else(
     assert before == {path: path.read_bytes() for path in phantoms.rglob("*") if path.is_file()}
 
 
+def test_prepare_names_files_that_cannot_be_read_and_the_next_step_works(
+    python, phantoms, tmp_path
+):
+    """Row 24 of the catalogue, from the command's side: everything is written, the exit code 2."""
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    short, empty, *_ = sorted(data.rglob("*.jpg"))
+    short.write_bytes(short.read_bytes()[:400])
+    empty.write_bytes(b"")
+    words = ("-m", "dermalyze.prepare", f"data.root={data}", "output=prepared")
+    failed = python(*words, expect=2)
+    assert "images that cannot be read: 2. Get these files anew, or take them out" in failed.stdout
+    assert f"  {short}: truncated or damaged" in failed.stdout
+    assert f"  {empty}: the file is empty (0 bytes)" in failed.stdout
+    made = {path.name for path in (tmp_path / "prepared/ham10000").iterdir()}
+    assert made == {"labels.csv", "summary.json", "audit.json", "audit.html"}
+
+    following = f"dermalyze.train data=ham10000 data.root={data} data.on_missing=drop"
+    assert f"Next, once they are out: python -m {following}\n" in failed.stdout
+    assert "Next:" not in failed.stdout
+    short.unlink()
+    empty.unlink()
+    assert f"Next: python -m {following}" in python(*words).stdout
+    small = ("model=resnet10t", "data.image_size=32", "training.epochs=1", "tracking=none")
+    python("-m", *following.split(), *small, "training.patience=null")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
