@@ -53,7 +53,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("command", "arguments"), commands())
 def test_every_command_in_the_documents_composes(command, arguments, tmp_path):
     sweep = arguments.startswith("-m ")
-    words = [word for word in arguments.split() if "=" in word]
+    words = [word.strip("'") for word in arguments.split() if "=" in word or "~" in word]
     if sweep:  # the first job of it
         words = [f"{name}={values.split(',')[0]}" for name, values in (w.split("=") for w in words)]
     words = [
@@ -72,6 +72,18 @@ def test_commands_were_found():
     assert {"train", "evaluate", "prepare"} <= names
     assert ("train", "model/head=acrnn loss=focal") in commands()
     assert ("train", "-m training.seed=7,13,21") in commands()
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((CONF_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_recipe_says_its_command_its_cost_and_what_to_expect_on_which_split(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    header = re.match(r"(?:#.*\n)+", text)[0]
+    assert f"#   python -m dermalyze.train experiment={recipe.stem}" in header
+    assert re.search(r"^# Cost: .", header, re.M)
+    expected = re.search(r"^# What to expect: .+(?:\n# .+)*", header, re.M)
+    assert re.search(r"\bsplit\b", expected[0])
 
 
 def test_every_local_link_and_picture_exists():
