@@ -76,12 +76,14 @@ def test_a_layout_of_no_source_is_given_no_name(tmp_path: Path) -> None:
 ONE_HOT = ("image,MEL,NV,BCC,AKIEC,BKL,DF,VASC", "ISIC_1,1,0,0,0,0,0,0")
 
 
-def test_isic_challenge_with_and_without_groupings(tmp_path: Path) -> None:
-    write(tmp_path / "ISIC2018_Task3_Test_GroundTruth.csv", *ONE_HOT)
-    write(tmp_path / "ISIC2018_Task3_Test_Input" / "ISIC_1.jpg", "")
+@pytest.mark.parametrize("part", ["Training", "Test"])
+def test_isic_challenge_with_and_without_groupings(tmp_path: Path, part: str) -> None:
+    write(tmp_path / f"ISIC2018_Task3_{part}_GroundTruth.csv", *ONE_HOT)
+    write(tmp_path / f"ISIC2018_Task3_{part}_Input" / "ISIC_1.jpg", "")
     said = "layout: ISIC challenge (one-hot ground truth, {} LesionGroupings)"
     assert layouts(isic(tmp_path)) == [said.format("without")]
-    write(tmp_path / "ISIC2018_Task3_Test_LesionGroupings.csv", "image,lesion_id", "ISIC_1,HAM_7")
+    groupings = tmp_path / f"ISIC2018_Task3_{part}_LesionGroupings.csv"
+    write(groupings, "image,lesion_id,diagnosis_confirm_type", "ISIC_1,HAM_7,histopathology")
     table = isic(tmp_path)
     assert layouts(table) == [said.format("with")]
     assert table.frame["lesion_id"].tolist() == ["HAM_7"]
