@@ -154,13 +154,13 @@ def test_a_model_trained_apart_is_not_tested_on_joined_copies(trained, phantoms,
         shutil.copy(
             next(phantoms.rglob(f"{row['image_id'].iloc[0]}.jpg")), tmp_path / f"{name}.jpg"
         )
-    data = ("data=ham10000", f"data.root={tmp_path}", "split=all", "track=false", "output=result")
+    data = ("data=ham10000", f"data.root={tmp_path}", "split=all", "track=false")
     evaluation = ("-m", "dermalyze.evaluate", f"checkpoint={trained}", *data)
     for more, images in (("data.merge_duplicates=false", 1), ("data.merge_duplicates=true", 2)):
-        done = python(*evaluation, more, "allow_seen_lesions=true")
+        done = python(*evaluation, more, "allow_seen_lesions=true", f"output=result_{images}")
         said = f"{images} of 2 images are of lesions that trained or selected the model"
         assert f"leakage: {said}" in done.stdout
-        report = json.loads((tmp_path / "result/evaluation_metrics.json").read_text())
+        report = json.loads((tmp_path / f"result_{images}/evaluation_metrics.json").read_text())
         assert report["leakage"].startswith(said)
 
 

@@ -223,6 +223,7 @@ def test_prepare_writes_labels_and_a_summary_and_touches_nothing_else(
     assert before == {path: path.read_bytes() for path in phantoms.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("trained")  # by whom the phantoms were drawn
 def test_prepare_names_files_that_cannot_be_read_and_the_next_step_works(
     python, phantoms, tmp_path
 ):

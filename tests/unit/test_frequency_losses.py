@@ -262,7 +262,7 @@ def test_losses_stay_finite_in_float32_where_probabilities_round(name: str, size
     np.testing.assert_allclose(logits_BK.grad, exact_BK.grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"cross_entropy_unweighted"}))  # keeps nothing
 def test_what_a_loss_keeps_moves_with_it(name: str) -> None:
     buffers = dict(from_yaml(name).to("meta").named_buffers())
     assert buffers
