@@ -29,7 +29,9 @@ def chart(bars: Bars, title: str) -> Figure:
     axes = figure.add_subplot()
     axes.barh(names, shown, color=BLUE, xerr=[lower, upper], error_kw={"ecolor": GREY})
     for position, row in enumerate(bars.rows):
-        said = f" {row['ratio']:.2f}" if "ratio" in row else f" {shown[position]:.3g}"
+        said = (
+            f" {row['ratio']:.2f}" if "ratio" in row else f" {float(f'{shown[position]:.3g}'):,g}"
+        )
         axes.annotate(said, (ends[position][1], position), va="center", color=GREY)
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -64,13 +64,13 @@ def test_a_chart_has_a_bar_a_peer_with_its_spread() -> None:
 def test_a_chart_shows_seconds_and_what_was_found_once_as_well() -> None:
     rows = [
         {"what": "a", "median": 2.0, "fastest": 1.0, "slowest": 4.0, "ratio": 1.0},
-        {"what": "b", "median": 3.0},
+        {"what": "b", "median": 1146.9},
     ]
     (axes,) = chart.chart(Bars("seconds", rows, of="median"), "title").axes
-    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0]
-    assert [text.get_text() for text in axes.texts] == [" 1.00", " 3"]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 1146.9]
+    assert [text.get_text() for text in axes.texts] == [" 1.00", " 1,150"]
     (errors,) = (line for line in axes.collections)
-    assert [s[:, 0].tolist() for s in errors.get_segments()] == [[1, 4], [3, 3]]
+    assert [s[:, 0].tolist() for s in errors.get_segments()] == [[1, 4], [1146.9, 1146.9]]
 
 
 @pytest.mark.parametrize("kind", [v1, v2], ids=["v1", "v2"])
