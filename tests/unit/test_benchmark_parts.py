@@ -241,7 +241,7 @@ def test_a_runs_own_exports_are_timed_and_others_refused(tmp_path: Path) -> None
 
 @pytest.mark.thorough
 def test_the_networks_of_inference_see_the_same_pixels_and_int8_is_int8() -> None:
-    store = random_store(4, image_size=SIZE)
+    store = random_store(7, image_size=SIZE)  # one of each class
     made = models(store, "test_resnet", image_size=SIZE, calibration_images=4)
     images = store.batch(np.arange(4))
     with torch.inference_mode():
