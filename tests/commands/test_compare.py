@@ -51,7 +51,7 @@ def test_siblings_in_training_raise_the_score_on_their_test_images_and_on_no_oth
     differences = {
         row["images"]: row
         for row in report["results"]
-        if row["metric"] == "accuracy" and row["minus"] == "leak_none"
+        if row["metric"] == "accuracy" and row["minus"] == "data.split.inject=False"
     }
     assert differences["of lesions that trained a run"]["low"] > 0
     assert differences["all"]["low"] > 0

@@ -137,6 +137,7 @@ def test_every_part_of_a_model_can_be_exported(chosen: list[str]) -> None:
         cfg = compose("train", ["model=timm", "model.pretrained=false", *chosen])
     fused = cfg.model.metadata.columns
     encoding = TOLD if fused else PIXELS_ALONE
+    width = sum(len(numbers) for numbers in encoding.unknown.values())
     torch.manual_seed(0)
     model = instantiate(
         cfg.model,
@@ -152,7 +153,7 @@ def test_every_part_of_a_model_can_be_exported(chosen: list[str]) -> None:
     program = ProgramNetwork(program_file(torch_export(trained), header))
     for count in (1, 3):
         images = torch.randint(0, 256, (count, 3, 160, 160), dtype=torch.uint8)
-        inputs = (images, torch.rand(count, 9)) if fused else (images,)
+        inputs = (images, torch.rand(count, width)) if fused else (images,)
         with torch.inference_mode():
             expected = model(*inputs)
             torch.testing.assert_close(graph(*inputs), expected, rtol=1e-4, atol=1e-5)
