@@ -9,7 +9,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
