@@ -112,9 +112,8 @@ def command(
             if refused and launch.rank == 0:
                 print(refused, file=sys.stderr)
                 raise SystemExit(2)
-            if (
-                refused
-            ):  # torchrun ends all when one fails, which must not be before the first spoke
+            if refused:
+                # torchrun ends all when one fails, which must not be before the first spoke.
                 return
             if launch.size == 1:
                 answer()
