@@ -16,6 +16,9 @@ Node = dict[str, Any]
 # While the true number is not known: so many that no period of a schedule is too short.
 _STEPS_PER_EPOCH = 1_000_000
 
+# While the backbone is not made: channels of a feature map, enough for any head.
+_FEATURES = 2
+
 
 def contradictions(run: Node) -> list[str]:
     """Return what contradicts itself in a run's config, each with its mend.
@@ -29,6 +32,7 @@ def contradictions(run: Node) -> list[str]:
         *_growing_images(run),
         *_stored_size(run),
         *_parts(run),
+        *_model(run),
         *_optimizer(run),
         *_stages(run),
         *_frozen(run),
@@ -136,6 +140,21 @@ def _parts(run: Node) -> Iterator[str]:
     }
     for group, values in known_later.items():
         yield from _refusals(instantiate, run[group], _convert_="all", **values)
+
+
+def _model(run: Node) -> Iterator[str]:
+    """Ask for the backbone by name, and make the small parts on top of it."""
+    model, classes = run["model"], run["data"]["source"].get("classes", HAM10000_CODES)
+    known_by_timm = {"_target_": "dermalyze.models.backbone.check_name"}
+    yield from _refusals(instantiate, known_by_timm, name=model["backbone"])
+    encoded = {column: [0.0] for column in model["metadata"]["columns"]}
+    known_later: dict[str, Node] = {
+        "head": {"num_classes": len(classes)},
+        "metadata": {"unknown_metadata": encoded},
+    }
+    for part, values in known_later.items():
+        options = {"_partial_": False, "in_features": _FEATURES, **values}
+        yield from _refusals(instantiate, model[part], _convert_="all", **options)
 
 
 def _optimizer(run: Node) -> Iterator[str]:

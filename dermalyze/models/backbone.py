@@ -37,11 +37,7 @@ class Backbone(nn.Module):
         self, *, name: str, pretrained: bool, weights_file: str | None, image_size: int
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            known = nearest(name.partition(".")[0], timm.list_models())
-            raise ConfigError(
-                f"model.backbone={name}: timm {timm.__version__} has no such model.{known}"
-            )
+        check_name(name)
         self.name = name
         self.network: Any = _create(name, pretrained, weights_file, image_size)
         self.out_channels = int(self.network.num_features)
@@ -75,6 +71,15 @@ class Backbone(nn.Module):
         if len(shape) != 4 or shape[1] != self.out_channels:
             raise _no_map(self.name, image_size, f"its features are {tuple(shape)}")
         self.train()
+
+
+def check_name(name: str) -> None:
+    """Raise a ConfigError, with the nearest that it has, for a network that timm does not know."""
+    if not timm.is_model(name):
+        known = nearest(name.partition(".")[0], timm.list_models())
+        raise ConfigError(
+            f"model.backbone={name}: timm {timm.__version__} has no such model.{known}"
+        )
 
 
 def _create(name: str, pretrained: bool, weights_file: str | None, image_size: int) -> Any:

@@ -99,6 +99,7 @@ def test_sigterm_saves_once_and_ends_truthfully(torchrun, tiny, tmp_path):
     assert (state["epoch"], state["step"]) == (0, 6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_failing_process_ends_all_with_its_error(torchrun, tiny, rank, tmp_path):
     overrides = (*tiny, "tracking=none", f"hydra.run.dir={tmp_path / 'run'}")

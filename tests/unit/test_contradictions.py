@@ -44,6 +44,14 @@ REFUSED_BY_PARTS = [
     (["stages=two", "stages.whole.lr=1e-6"], "the peak learning rate 1e-06"),
     (["stages=two", "stages.head.scheduler.warmup_fraction=1.0"], "warmup_fraction=1.0"),
     (["scheduler=plateau", "scheduler.factor=1.0"], "scheduler.factor=1.0"),
+    (["model/head=acrnn", "model.head.kernel_size=2"], "model.head.kernel_size=2"),
+    (["model/head=simple", "model.head.dropout=1.0"], "model.head.dropout=1.0"),
+    (["model/metadata=film", "model.metadata.fusion.hidden=0"], "model.metadata.fusion.hidden=0"),
+    (["model/metadata=concat", "model.metadata.dropout=-0.1"], "model.metadata.dropout=-0.1"),
+    (
+        ["model=timm", "model.backbone=resnt18"],
+        "has no such model. Did you mean 'resnet18'?",
+    ),
     (
         ["optimizer.weight_decay=-0.1"],
         "optimizer: torch.optim.AdamW refuses its values (Invalid weight_decay value: -0.1)",
