@@ -97,7 +97,7 @@ def command(
             except DermalyzeError as error:  # of a sweep's job, which has said it
                 raise SystemExit(2) from error
             except (CompactHydraException, OmegaConfBaseException) as error:
-                said = _mendable(error) or _unknown_name(str(error), config_name) or error
+                said = _mendable(error) or _unknown_name(error) or error
                 print(said, file=sys.stderr)
                 raise SystemExit(2) from error
 
@@ -193,13 +193,16 @@ def _help(config_name: str, overrides: list[str]) -> str:
     )
 
 
-def _unknown_name(message: str, config_name: str) -> str | None:
+def _unknown_name(error: Exception) -> str | None:
     """Return a better message where Hydra knows no such key or group and proposes to add it."""
-    unknown = re.search(r"Could not override '([^'@]+)'", message)
-    if unknown is None:
+    unknown = re.search(r"Could not override '([^'@]+)'", str(error))
+    if unknown is None or not isinstance(error.__cause__, OmegaConfBaseException):
         return None
-    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        keys = flat_parameters(OmegaConf.to_container(hydra.compose(config_name)))
+    # The cause knows the whole config that was composed until then.
+    composed: Any = error.__cause__.parent_node._get_root()
+    keys = flat_parameters(OmegaConf.to_container(composed))
     groups = {str(path.parent.relative_to(CONF_DIR)) for path in CONF_DIR.rglob("*/*.yaml")}
     name = unknown[1]
-    return f"{name}: there is no such key or group.{nearest(name, {*keys, *groups})}"
+    of_hydra = name.startswith("hydra.")
+    names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
+    return f"{name}: there is no such key or group.{nearest(name, names)}"

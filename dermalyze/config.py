@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import ConfigError, nearest
 from dermalyze.machine import gpu_of, parallel_jobs, threads_of
+from dermalyze.quick_yaml import read_yaml_quickly
 
 _PACKAGE = Path(__file__).resolve().parent
 # The wheel carries conf/ inside the package; a checkout has it beside the package.
@@ -72,7 +73,8 @@ def sweep_folder(resume: str | None, fresh: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make Hydra read `conf/` as it is meant: its resolvers, its launchers; safe to call again."""
+    """Make Hydra read `conf/` as it is meant: resolvers, launchers, soon; safe to call again."""
+    read_yaml_quickly()
     _prefer_own_launchers()
     OmegaConf.register_new_resolver("dermalyze.run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("dermalyze.sweep_folder", sweep_folder, replace=True)

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +178,8 @@ def software(*, device: str, threads: int, precision: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # late: commands that only answer have no use for it
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a source tree without installation

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,9 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _POLL = 0.2  # seconds
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -50,6 +51,9 @@ def in_own_process(work: Work, *, stop_asked: Callable[[], bool]) -> Ended:
     it says so by `stop_asked`, and then it gets one SIGINT. A scheduler's warning to this process
     (SIGUSR1, SIGUSR2) is handed on to it.
     """
+    import multiprocessing  # late: most commands sweep nothing
+    from multiprocessing.connection import wait
+
     context = multiprocessing.get_context("fork")
     answers, answer = context.Pipe(duplex=False)
     process = context.Process(target=_begin, args=(work, answer, os.getpid()))

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dermalyze.errors import DermalyzeError
 
 _LOCK = ".run.lock"
@@ -26,6 +24,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         RunInUseError: another process holds it; names its process id.
     """
+    from filelock import FileLock, Timeout  # late: most commands lock nothing
+
     lock = FileLock(folder / _LOCK)
     owner = folder / _OWNER
     try:
@@ -48,6 +48,8 @@ def is_abandoned(folder: Path) -> bool:
     """Return whether no living process on this machine works in the folder."""
     if not folder.is_dir():
         return True
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
