@@ -124,6 +124,7 @@ def assess(config: Node) -> Assessment:
         fitted=fitted,
         why_not_fitted=why_not,
         unlike_N=unlikeness(fitted, answer.features_MNF, answer.weights_M),
+        probs_MNK=answer.probs_MNK,
     )
     metrics = write_evaluation(
         folder,

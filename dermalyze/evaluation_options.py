@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dermalyze.config_part import ConfigPart
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Intervals(_Options):
+class Intervals(ConfigPart):
     """`intervals.*` of `evaluate`."""
 
     level: float = Field(gt=0, lt=1)
@@ -17,14 +15,14 @@ class Intervals(_Options):
     seed: int = Field(ge=0)
 
 
-class Subgroups(_Options):
+class Subgroups(ConfigPart):
     """`subgroups.*` of `evaluate`."""
 
     few_lesions: int = Field(ge=0)
     age_edges: list[float] = Field(min_length=1)
 
 
-class Sets(_Options):
+class Sets(ConfigPart):
     """`sets.*` of `evaluate`."""
 
     level: float = Field(gt=0, lt=1)
@@ -32,13 +30,13 @@ class Sets(_Options):
     free_ranks: int = Field(ge=0)
 
 
-class Abstention(_Options):
+class Abstention(ConfigPart):
     """`abstention.*` of `evaluate`."""
 
     error: float = Field(ge=0, le=1)
 
 
-class UnlikeTraining(_Options):
+class UnlikeTraining(ConfigPart):
     """`unlike_training.*` of `evaluate`."""
 
     share: float = Field(gt=0, lt=1)

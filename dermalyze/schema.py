@@ -10,9 +10,10 @@ import json
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, open_dict
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from dermalyze.config import all_target_problems, plain, raise_problems
+from dermalyze.config_part import ConfigPart
 from dermalyze.contradictions import contradictions
 from dermalyze.errors import nearest
 from dermalyze.evaluation_options import (
@@ -36,11 +37,7 @@ def _with_target(node: Node) -> Node:
 Target = Annotated[Node, AfterValidator(_with_target)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Training(_Part):
+class Training(ConfigPart):
     """`training.*`: how long, how fast, on what, and when to stop."""
 
     seed: int = Field(ge=0)
@@ -72,14 +69,14 @@ class Training(_Part):
     allow_double_correction: bool
 
 
-class Duplicates(_Part):
+class Duplicates(ConfigPart):
     """`data.duplicates.*`: what counts as the same picture."""
 
     max_distance: int = Field(ge=0, le=63)
     min_similarity: float = Field(ge=0, le=1)
 
 
-class Data(_Part):
+class Data(ConfigPart):
     """`data.*`: where the images are, what they become, how they are split."""
 
     root: str
@@ -94,21 +91,21 @@ class Data(_Part):
     split: Target
 
 
-class Paths(_Part):
+class Paths(ConfigPart):
     """`paths.*`: where everything that Dermalyze makes goes."""
 
     outputs: str
     cache: str
 
 
-class Sweep(_Part):
+class Sweep(ConfigPart):
     """`sweep.*`: what a multirun does beyond its jobs."""
 
     evaluate: bool
     resume: str | None
 
 
-class Run(_Part):
+class Run(ConfigPart):
     """The whole configuration of `python -m dermalyze.train`."""
 
     data: Data
@@ -127,13 +124,13 @@ class Run(_Part):
     paths: Paths
 
 
-class OutputPath(_Part):
+class OutputPath(ConfigPart):
     """`paths.*` of `benchmark`, which keeps no image."""
 
     outputs: str
 
 
-class TableData(_Part):
+class TableData(ConfigPart):
     """`data.*` where a table is read and nothing is trained: no split."""
 
     root: str
@@ -151,13 +148,13 @@ class PreparedData(TableData):
     download: bool
 
 
-class Audit(_Part):
+class Audit(ConfigPart):
     """`audit.*` of `prepare`: how many near-duplicates are pictured."""
 
     pictured_pairs: int = Field(ge=0)
 
 
-class Preparation(_Part):
+class Preparation(ConfigPart):
     """The whole configuration of `python -m dermalyze.prepare`."""
 
     data: PreparedData
@@ -167,7 +164,7 @@ class Preparation(_Part):
     paths: Paths
 
 
-class ShownAugmentation(_Part):
+class ShownAugmentation(ConfigPart):
     """The whole configuration of `python -m dermalyze.show_augmentation`."""
 
     augmentation: Target
@@ -182,7 +179,7 @@ class ShownAugmentation(_Part):
     paths: Paths
 
 
-class ScheduleShown(_Part):
+class ScheduleShown(ConfigPart):
     """`show.*` of `python -m dermalyze.show_schedule`."""
 
     steps_per_epoch: int = Field(ge=1)
@@ -190,7 +187,7 @@ class ScheduleShown(_Part):
     output: str
 
 
-class OtherData(_Part):
+class OtherData(ConfigPart):
     """`data.*` of `evaluate`: null where the run's own data are meant."""
 
     root: str | None
@@ -202,7 +199,7 @@ class OtherData(_Part):
     source: Target | None = None
 
 
-class Evaluation(_Part):
+class Evaluation(ConfigPart):
     """The whole configuration of `python -m dermalyze.evaluate`."""
 
     checkpoint: str | Annotated[list[str], Field(min_length=1)]
@@ -228,7 +225,7 @@ class Evaluation(_Part):
     paths: Paths
 
 
-class Prediction(_Part):
+class Prediction(ConfigPart):
     """The whole configuration of `python -m dermalyze.predict`."""
 
     checkpoint: str | Annotated[list[str], Field(min_length=1)]

@@ -54,13 +54,17 @@ def validation_fit(
         "unlike_training": config["unlike_training"],
     }
     fitted = kept(home, about)
-    if fitted is not None:
+    if fitted is not None and "members" in fitted:  # else an older fit, which is made anew
         return fitted, None
     if config["data"].get("source") is not None:
         return None, "not fitted yet: evaluate split=test of the model's own run first"
     labels_V, lesion_ids_V, answer = on_validation()
     fitted = fit_on_validation(
-        labels_V, answer.probs_NK, sets=config["sets"], abstention=config["abstention"]
+        labels_V,
+        answer.probs_NK,
+        sets=config["sets"],
+        abstention=config["abstention"],
+        probs_MNK=answer.probs_MNK,
     )
     fitted["unlike_training"] = fit_unlikeness(
         answer.features_MNF, lesion_ids_V, answer.weights_M, **config["unlike_training"]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dermalyze.config_part import ConfigPart
 from dermalyze.schema import OutputPath
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class CacheBenchmark(_Part):
+class CacheBenchmark(ConfigPart):
     """`cache.*`: the JPEG files to build a cache of, and its images' size."""
 
     images: int = Field(ge=1)
@@ -24,7 +21,7 @@ class CacheBenchmark(_Part):
     image_size: int = Field(ge=16, le=4096)
 
 
-class TrackingBenchmark(_Part):
+class TrackingBenchmark(ConfigPart):
     """`tracking.*`: the run that is recorded."""
 
     epochs: int = Field(ge=1)
@@ -32,7 +29,7 @@ class TrackingBenchmark(_Part):
     checkpoint_megabytes: float = Field(gt=0)
 
 
-class InputBenchmark(_Part):
+class InputBenchmark(ConfigPart):
     """`input.*`: how many files, and the batches that they become."""
 
     images: int = Field(ge=1)
@@ -40,7 +37,7 @@ class InputBenchmark(_Part):
     batch_size: int = Field(ge=1)
 
 
-class StepBenchmark(_Part):
+class StepBenchmark(ConfigPart):
     """`step.*`: the network and its batches."""
 
     backbone: str
@@ -48,7 +45,7 @@ class StepBenchmark(_Part):
     batch_size: int = Field(ge=7)  # each class is in it
 
 
-class EpochBenchmark(_Part):
+class EpochBenchmark(ConfigPart):
     """`epoch.*`: an epoch's images, the worker counts of a DataLoader to try, what is trained."""
 
     root: str | None
@@ -57,7 +54,7 @@ class EpochBenchmark(_Part):
     options: list[str]
 
 
-class InferBenchmark(_Part):
+class InferBenchmark(ConfigPart):
     """`infer.*`: the run or the network, and how many images it is shown at once."""
 
     checkpoint: str | None
@@ -82,7 +79,7 @@ class ScaleBenchmark(StepBenchmark):
     processes: list[int]
 
 
-class MemoryBenchmark(_Part):
+class MemoryBenchmark(ConfigPart):
     """`memory.*`: what the commands are given."""
 
     backbone: str
@@ -91,7 +88,7 @@ class MemoryBenchmark(_Part):
     files: list[Annotated[int, Field(ge=1)]]
 
 
-class Benchmark(_Part):
+class Benchmark(ConfigPart):
     """The whole configuration."""
 
     parts: list[

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dermalyze.config_part import ConfigPart
 from dermalyze.schema import OutputPath
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Comparison(_Part):
+class Comparison(ConfigPart):
     """The whole configuration of `python -m dermalyze.compare`."""
 
     runs: str | Annotated[list[str], Field(min_length=1)]
@@ -27,7 +24,7 @@ class Comparison(_Part):
     paths: OutputPath
 
 
-class Report(_Part):
+class Report(ConfigPart):
     """The whole configuration of `python -m dermalyze.report`."""
 
     runs: str | Annotated[list[str], Field(min_length=1)]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dermalyze.config_part import ConfigPart
 from dermalyze.schema import OtherData, Paths
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class LimitsGiven(_Part):
+class LimitsGiven(ConfigPart):
     """`limits.*`: see `dermalyze.exporting.agreement.Limits`."""
 
     probability: float = Field(gt=0, le=1)
@@ -21,7 +18,7 @@ class LimitsGiven(_Part):
     balanced_accuracy: float = Field(ge=0, le=1)
 
 
-class Int8Given(_Part):
+class Int8Given(ConfigPart):
     """`int8.*`: see `dermalyze.exporting.int8.Int8`."""
 
     images: int = Field(ge=1)
@@ -33,7 +30,7 @@ class Int8Given(_Part):
     most_in_float32: float = Field(ge=0, lt=1)
 
 
-class Export(_Part):
+class Export(ConfigPart):
     """The whole configuration of `python -m dermalyze.export`."""
 
     checkpoint: str

@@ -15,13 +15,14 @@ from dermalyze.inference.uncertainty import Uncertainty, uncertainty
 class Answer:
     """What models say together: probs_NK, how sure they are, and the weight of each model.
 
-    `features_MNF` are what each saw of the images, see `features`; None of a model that has none,
-    and empty where they were not asked for.
+    `probs_MNK` is what each model says, its views made one. `features_MNF` are what each saw of the
+    images, see `features`; None of a model that has none, and empty where they were not asked for.
     """
 
     probs_NK: np.ndarray
     uncertainty: Uncertainty
     weights_M: np.ndarray
+    probs_MNK: np.ndarray
     features_MNF: Sequence[np.ndarray | None] = ()
 
 
@@ -56,4 +57,4 @@ def answer_together(
     """
     probs_NK = aggregated(probs_MNK, aggregation=aggregation, weights_V=weights_M)
     unsure = uncertainty(probs_NK, probs_MVNK, weights_M)
-    return Answer(probs_NK, unsure, weights_M, features_MNF)
+    return Answer(probs_NK, unsure, weights_M, probs_MNK, features_MNF)

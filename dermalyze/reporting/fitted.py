@@ -30,19 +30,26 @@ _KEYS = {"models", "prediction"}  # at least, of what something was fitted for
 
 
 def fit_on_validation(
-    labels_N: np.ndarray, probs_NK: np.ndarray, *, sets: Node, abstention: Node
+    labels_N: np.ndarray,
+    probs_NK: np.ndarray,
+    *,
+    sets: Node,
+    abstention: Node,
+    probs_MNK: Sequence[np.ndarray] | np.ndarray = (),
 ) -> Node:
     """Return as plain values for JSON what validation decides.
 
     "temperature"; "thresholds", of each method of `conformal` the largest score in a set for each
     class, null for infinity; "abstain_below", a confidence after temperature, null where none
     reaches the error that is asked for; "validation", the images and their calibration errors
-    before and after.
+    before and after; "members", of each of several models its own temperature and errors, which are
+    told and not used: the temperature of all together is fitted on what they say together.
 
     Args:
         labels_N, probs_NK: of the validation images; see `metrics.checked_predictions`.
         sets: level, penalty and free_ranks; see `conformal`.
         abstention: error; see `abstention_threshold`.
+        probs_MNK: what each of several models says alone.
     """
     temperature = fit_temperature(labels_N, probs_NK)
     cooled_NK = with_temperature(probs_NK, temperature)
@@ -58,9 +65,9 @@ def fit_on_validation(
         "abstain_below": abstention_threshold(cooled_NK.max(axis=1), right_N, **abstention),
         "validation": {
             "images": len(labels_N),
-            "before": calibration_errors(labels_N, probs_NK),
-            "after": calibration_errors(labels_N, cooled_NK),
+            **_errors(labels_N, probs_NK, temperature),
         },
+        "members": [_fit_alone(labels_N, alone_NK) for alone_NK in _several(probs_MNK)],
     }
 
 
@@ -136,10 +143,13 @@ def calibration_report(
     *,
     resampled: Resampled,
     why_not: str | None,
+    probs_MNK: Sequence[np.ndarray] | np.ndarray = (),
 ) -> Node:
     """Return calibration errors and reliability, as they are and after the temperature.
 
-    "intervals" holds the estimates of nll, ece and brier, before and after.
+    "intervals" holds the estimates of nll, ece and brier, before and after; "members", of each of
+    several models by what it says alone (probs_MNK), its own temperature and its errors before and
+    after.
     """
     report: Node = {
         "before": calibration_errors(labels_N, probs_NK),
@@ -150,6 +160,7 @@ def calibration_report(
         "intervals": {"before": resampled.calibration_errors(labels_N, probs_NK), "after": None},
         "reason": why_not,
         "validation": None,
+        "members": [],
     }
     if fitted is None:
         return report
@@ -161,6 +172,14 @@ def calibration_report(
         "reliability_after": reliability_table(labels_N, cooled_NK),
         "intervals": {"before": report["intervals"]["before"], "after": after},
         "validation": fitted["validation"],
+        "members": [
+            {
+                "temperature": one["temperature"],
+                **_errors(labels_N, alone_NK, one["temperature"]),
+                "validation": {when: one[when] for when in ("before", "after")},
+            }
+            for one, alone_NK in zip(fitted["members"], _several(probs_MNK), strict=True)
+        ],
     }
 
 
@@ -237,6 +256,24 @@ def abstention_report(
         **{name: estimate["value"] for name, estimate in estimates.items()},
         "intervals": estimates,
         "reason": estimates["error"].get("reason"),
+    }
+
+
+def _several(probs_MNK: Sequence[np.ndarray] | np.ndarray) -> Sequence[np.ndarray]:
+    """Return what each model says; nothing for a single one, of which all else speaks."""
+    return list(probs_MNK) if len(probs_MNK) > 1 else ()
+
+
+def _fit_alone(labels_N: np.ndarray, probs_NK: np.ndarray) -> Node:
+    temperature = fit_temperature(labels_N, probs_NK)
+    return {"temperature": temperature, **_errors(labels_N, probs_NK, temperature)}
+
+
+def _errors(labels_N: np.ndarray, probs_NK: np.ndarray, temperature: float) -> Node:
+    """Return the calibration errors before and after a temperature."""
+    return {
+        "before": calibration_errors(labels_N, probs_NK),
+        "after": calibration_errors(labels_N, with_temperature(probs_NK, temperature)),
     }
 
 

@@ -39,6 +39,7 @@ def results(
     fitted: Node | None,
     why_not_fitted: str | None,
     unlike_N: np.ndarray | None,
+    probs_MNK: Sequence[np.ndarray] | np.ndarray = (),
 ) -> Results:
     """Measure predictions in every way that `conf/evaluate.yaml` asks for.
 
@@ -50,6 +51,7 @@ def results(
         fitted: see `fitted.fit_on_validation`; None where there is none, for the reason
             `why_not_fitted`.
         unlike_N: see `unlike_training.unlikeness`.
+        probs_MNK: what each of several models says alone.
 
     Raises:
         ConfigError: the edges of the age bands do not rise.
@@ -80,7 +82,7 @@ def results(
         "subgroups": subgroups(
             labels_N, probs_NK, frame, bootstrap=bootstrap, **config["subgroups"]
         ),
-        "calibration": calibration_report(labels_N, probs_NK, fitted, **how),
+        "calibration": calibration_report(labels_N, probs_NK, fitted, probs_MNK=probs_MNK, **how),
         "sets": sets_report(labels_N, sets, classes, config["sets"]["level"], resampled=resampled),
         "abstention": abstention_report(labels_N, probs_NK, fitted, **how),
         "unlike_training": unlikeness_report(unlike_N, fitted, **how),

@@ -21,7 +21,8 @@ def trust_section(report: Node) -> list[Element]:
     content = [element("h2", "How far to trust a probability")]
     if calibration["temperature"] is None:
         return [*content, element("p", f"Not calibrated: {calibration['reason']}.")]
-    content += [_calibration(calibration), *_sets(report["sets"])]
+    content += [_calibration(calibration), *_alone(calibration["members"], report["members"])]
+    content += [*_sets(report["sets"])]
     return [*content, _abstention(report["abstention"]), *_unlike(report["unlike_training"])]
 
 
@@ -39,6 +40,20 @@ def _calibration(calibration: Node) -> Element:
         rows,
         f"Calibration; the temperature was fitted on validation. {ECE_LIES_HIGH}",
     )
+
+
+def _alone(found: list[Node], members: list[Node]) -> list[Element]:
+    """Return what a temperature of its own does for each of several models, by itself."""
+    if not found:
+        return []
+    rows = []
+    for member, one in zip(members, found, strict=True):
+        errors = [one[when][name] for name in ("nll", "ece") for when in ("before", "after")]
+        shown = [f"{error:.4f}" for error in errors]
+        name = f"epoch {member['epoch']} of seed {member['seed']}"
+        rows.append([name, f"{one['temperature']:.3f}", *shown])
+    heads = ["model alone", "temperature", "NLL", "after it", "ECE", "after it"]
+    return [table(heads, rows, "Each model by itself, with a temperature of its own.")]
 
 
 def _sets(sets: Node) -> list[Element]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from dermalyze.config import plain
+from dermalyze.config_part import ConfigPart
 from dermalyze.schema import Target, checked
 
 Node = dict[str, Any]
@@ -21,18 +22,14 @@ def _whole(node: Node) -> Node:
     return node
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Condition(_Part):
+class Condition(ConfigPart):
     """Ranges that are asked for where all of `when` holds: a value, or one of several, by name."""
 
     when: Annotated[dict[str, Range | list[Range]], Field(min_length=1)]
     params: Annotated[dict[str, Range], Field(min_length=1)]
 
 
-class SearchOptions(_Part):
+class SearchOptions(ConfigPart):
     """How to search, what, and where the study is kept."""
 
     study: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
@@ -53,11 +50,11 @@ class SearchOptions(_Part):
         return Path(self.folder)
 
 
-class _Hydra(_Part):
+class _Hydra(ConfigPart):
     sweeper: SearchOptions
 
 
-class _Whole(_Part):
+class _Whole(ConfigPart):
     hydra: _Hydra
 
 

@@ -87,6 +87,12 @@ def test_members_are_weighted_by_their_own_validation(trained, others, python, t
     expected = np.einsum("m,mnk->nk", weights, single)
     np.testing.assert_allclose(frame[COLUMNS], expected, rtol=1e-9)
     assert (frame["mutual_information"] > 0).all()
+    # Each is told by the temperature, and by what it mends, that it has when evaluated alone.
+    for run, member in zip(runs, report["calibration"]["members"], strict=True):
+        alone = result(tmp_path / f"{run.name}_test")[1]["calibration"]
+        assert member["temperature"] == pytest.approx(alone["temperature"], abs=1e-6)
+        assert member["after"]["nll"] == pytest.approx(alone["after"]["nll"], abs=1e-9)
+        assert member["validation"]["before"] == alone["validation"]["before"]
 
     # Greedy selection, by hand on the validation predictions of each: the first choice is the best.
     python(*EVALUATE, ensemble, "ensemble=greedy", "ensemble.rounds=1", "output=greedy")

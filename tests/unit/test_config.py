@@ -35,6 +35,7 @@ from dermalyze.schema import (
     checked,
     checked_run,
 )
+from dermalyze.serving.schema import Serving
 
 # Every file below a folder of conf/ is an option of the group that the folder names.
 ALL_OPTIONS = sorted(
@@ -449,6 +450,7 @@ def test_run_time_arguments_are_arguments_of_something() -> None:
         ("compare", Comparison, ["runs=[one,other]"]),
         ("report", Report, ["runs=one"]),
         ("export", Export, ["checkpoint=outputs/train/one"]),
+        ("serve", Serving, ["checkpoint=outputs/train/one"]),
     ],
 )
 def test_the_other_commands_compose_with_every_data_option(

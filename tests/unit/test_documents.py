@@ -21,6 +21,7 @@ from dermalyze.schema import (
     checked_run,
     checked_show,
 )
+from dermalyze.serving.schema import Serving
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -34,6 +35,7 @@ CHECKS = {
     "compare": lambda cfg: checked(cfg, Comparison),
     "report": lambda cfg: checked(cfg, Report),
     "export": lambda cfg: checked(cfg, Export),
+    "serve": lambda cfg: checked(cfg, Serving),
     "show_augmentation": lambda cfg: checked(cfg, ShownAugmentation),
     "show_schedule": checked_show,
 }

@@ -86,6 +86,28 @@ def test_a_class_too_rare_for_the_level_is_in_every_set() -> None:
     assert sets_of(found, probs_NK, SETS)["class_conditional"][:, 2].all()
 
 
+def test_each_of_several_models_is_told_by_its_own_temperature() -> None:
+    (labels_N, sure_NK), (other_N, _) = sampled(0), sampled(1)
+    unsure_NK = with_temperature(sure_NK, 4.0)
+    together_NK = (sure_NK + unsure_NK) / 2
+    how = {"sets": SETS, "abstention": {"error": 0.1}}
+    found = fit_on_validation(labels_N, together_NK, **how, probs_MNK=[sure_NK, unsure_NK])
+    one, two = found["members"]
+    assert one["temperature"] == pytest.approx(4 * two["temperature"], rel=1e-5)
+    assert one["before"] == calibration_errors(labels_N, sure_NK)
+    assert two["after"]["nll"] == pytest.approx(one["after"]["nll"], abs=1e-8)
+    assert found["temperature"] not in (one["temperature"], two["temperature"])
+    assert fit_on_validation(labels_N, sure_NK, **how, probs_MNK=[sure_NK])["members"] == []
+
+    alone = {"resampled": resampled(), "why_not": None, "probs_MNK": [sure_NK, unsure_NK]}
+    told = calibration_report(other_N, together_NK, found, **alone)["members"]
+    assert [m["temperature"] for m in told] == [one["temperature"], two["temperature"]]
+    assert told[0]["validation"] == {"before": one["before"], "after": one["after"]}
+    cooled_NK = with_temperature(unsure_NK, two["temperature"])
+    assert told[1]["before"] == calibration_errors(other_N, unsure_NK)
+    assert told[1]["after"] == calibration_errors(other_N, cooled_NK)
+
+
 def test_reports_on_other_images() -> None:
     labels_N, probs_NK = sampled(1)
     found = fitted()
@@ -130,7 +152,7 @@ def test_intervals_of_six_images_by_hand() -> None:
     # One class, two or three in a set; the second and the fourth image lack their class.
     sets_NK = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]], bool)
     held_N, size_N = [1, 0, 1, 0, 1, 1], [1, 1, 2, 1, 2, 3]
-    found = {"temperature": 1.0, "abstain_below": 0.65, "validation": {}}
+    found = {"temperature": 1.0, "abstain_below": 0.65, "validation": {}, "members": []}
     kept_N, wrong_N = np.array([1, 0, 1, 1, 0, 1]), np.array([0, 1, 0, 1, 0, 0])
     times_DN = lesion_weights(lesion_ids, draws=40, seed=5).astype(int)
     how = {"resampled": resampled(lesion_ids), "why_not": None}

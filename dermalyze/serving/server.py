@@ -1,0 +1,114 @@
+"""Wires `python -m dermalyze.serve`: models in, a server that answers until it is stopped."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import uvicorn
+from hydra.utils import instantiate
+
+from dermalyze.errors import ConfigError
+from dermalyze.inference.identity import way_of
+from dermalyze.prediction.panel import Panel
+from dermalyze.prediction.pictures import Given
+from dermalyze.prediction.results import Prediction
+from dermalyze.prediction.ways import Way
+from dermalyze.serving.app import application
+from dermalyze.taxonomy import DISCLAIMER, description
+from dermalyze.tracking.run_download import local_checkpoints
+
+logger = logging.getLogger(__name__)
+
+Node = dict[str, Any]
+
+SENT = "the image that was sent"
+
+
+def serve(config: Node) -> None:
+    """Answer as `conf/serve.yaml` describes, until SIGINT or SIGTERM; requests under way are ended.
+
+    Args:
+        config: checked, plain.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: what the user can mend, a port in use among it.
+    """
+    with _listening(config["host"], config["port"]) as listening:
+        panel = Panel(
+            local_checkpoints(
+                config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
+            ),
+            device=config["device"],
+            amp=config["amp"],
+            set_method=config["set_method"],
+            outputs=config["paths"]["outputs"],
+        )
+        way = panel.way(
+            instantiate(config["tta"], _convert_="all"),
+            instantiate(config["ensemble"], _convert_="all"),
+        )
+        if way.fit is None:
+            logger.info("no prediction sets and no calibration: %s", way.why_no_fit)
+
+        def judge(file: io.BytesIO, known: Mapping[str, str]) -> Node:
+            given = Given(SENT, file, known)
+            ((result,),) = panel.results([[given]], way, panel.batch_size)
+            said = result.as_dict()
+            if isinstance(result, Prediction):  # where files lie here is nobody's business
+                del said["model"]["checkpoints"]
+            return said
+
+        app = application(
+            judge, about=_about(panel, way), most_bytes=int(config["most_megabytes"] * 2**20)
+        )
+        host, port = listening.getsockname()[:2]
+        address = f"http://{host}:{port}"
+        logger.info(
+            "%d models answer at %s; Ctrl-C ends it. Ask: curl --data-binary @lesion.jpg "
+            "%s/predict\n%s",
+            len(panel.models),
+            address,
+            address,
+            DISCLAIMER,
+        )
+        settings = uvicorn.Config(app, log_level="warning", lifespan="off")
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens already, so that what is wrong with it shows before models load.
+
+    Raises:
+        ConfigError: the place is in use, not of this machine, or not allowed.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"host={host} port={port}: cannot be listened at ({error}). Name another port, or 0 "
+            "for a free one; host is an address of this machine."
+        ) from error
+
+
+def _about(panel: Panel, way: Way) -> Node:
+    """Return what the server tells of itself: no path of this machine."""
+    return {
+        "classes": {code: description(code) for code in panel.classes},
+        "models": [
+            {
+                "epoch": model.header["epoch"],
+                "seed": model.header["seed"],
+                "split_fingerprint": model.header["split_fingerprint"],
+                "image_size": model.preprocess.image_size,
+            }
+            for model in panel.models
+        ],
+        **way_of(way.views, way.method, way.weights_M),
+        "metadata": panel.columns,
+        "calibrated": way.fit is not None,
+    }
