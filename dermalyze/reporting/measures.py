@@ -61,6 +61,7 @@ def metrics_with_intervals(
     bootstrap: Bootstrap,
     specificities: Sequence[float],
     few_lesions: int,
+    weights_DN: Floats | None = None,
 ) -> Node:
     """Return "overall" {metric: estimate} and "per_class" {class: {metric: estimate}}.
 
@@ -68,13 +69,17 @@ def metrics_with_intervals(
     also has "support" (images), "lesions" and "note", see `subgroups`; "draws_lacking_a_class"
     counts the draws whose means over the classes are over fewer of them.
 
+    Args:
+        weights_DN: of `Bootstrap.weights` for these images, where they were drawn already.
+
     Raises:
         DataError: see `metrics.checked_predictions`.
     """
     unknown = [code for code in classes if code not in _MALIGNANT]
     malignant_K = None if unknown else [_MALIGNANT[code] for code in classes]
     melanoma = list(classes).index(MELANOMA) if MELANOMA in classes else None
-    weights_DN = bootstrap.weights(lesion_ids_N)
+    if weights_DN is None:
+        weights_DN = bootstrap.weights(lesion_ids_N)
     found = full_metrics(
         labels_N,
         probs_NK,

@@ -23,11 +23,14 @@ class Resampled:
     Args:
         bootstrap: how lesions are drawn; the same draws as all other intervals have.
         lesion_ids_N: of the images.
+
+    Attributes:
+        weights_DN: see `Bootstrap.weights`.
     """
 
     def __init__(self, bootstrap: Bootstrap, lesion_ids_N: npt.ArrayLike) -> None:
         self._bootstrap = bootstrap
-        self._weights_DN = bootstrap.weights(lesion_ids_N)
+        self.weights_DN = bootstrap.weights(lesion_ids_N)
 
     def mean(
         self, values_N: npt.ArrayLike, *, among_N: np.ndarray | None = None, reason: str = ""
@@ -40,9 +43,9 @@ class Resampled:
                 value.
             reason: why there is no mean, where it is over no image.
         """
-        counted_N = np.ones(self._weights_DN.shape[1]) if among_N is None else among_N
-        sums_D = self._weights_DN @ (np.asarray(values_N, dtype=np.float64) * counted_N)
-        found = self._bootstrap.estimate(ratio(sums_D, self._weights_DN @ counted_N.astype(float)))
+        counted_N = np.ones(self.weights_DN.shape[1]) if among_N is None else among_N
+        sums_D = self.weights_DN @ (np.asarray(values_N, dtype=np.float64) * counted_N)
+        found = self._bootstrap.estimate(ratio(sums_D, self.weights_DN @ counted_N.astype(float)))
         return found if found["value"] is not None else found | {"reason": reason}
 
     def calibration_errors(self, labels_N: np.ndarray, probs_NK: np.ndarray) -> Node:
@@ -55,8 +58,8 @@ class Resampled:
         """
         one_hot_NK = np.eye(probs_NK.shape[1])[labels_N]
         bin_N, gap_N = calibration_gaps(labels_N, probs_NK, ECE_BINS)
-        gaps_DE = self._weights_DN @ (np.eye(ECE_BINS)[bin_N] * gap_N[:, None])
-        ece_D = np.abs(gaps_DE).sum(axis=1) / self._weights_DN.sum(axis=1)
+        gaps_DE = self.weights_DN @ (np.eye(ECE_BINS)[bin_N] * gap_N[:, None])
+        ece_D = np.abs(gaps_DE).sum(axis=1) / self.weights_DN.sum(axis=1)
         return {
             "nll": self.mean(-log_likelihoods(labels_N, probs_NK)),
             "ece": self._bootstrap.estimate(ece_D),

@@ -60,6 +60,7 @@ def results(
     bootstrap = Bootstrap(**config["intervals"])
     lesion_ids = frame["lesion_id"].to_numpy()
     sets = {} if fitted is None else sets_of(fitted, probs_NK, config["sets"])
+    resampled = Resampled(bootstrap, lesion_ids)
     metrics = metrics_with_intervals(
         labels_N,
         probs_NK,
@@ -68,8 +69,8 @@ def results(
         bootstrap=bootstrap,
         specificities=config["specificities"],
         few_lesions=config["subgroups"]["few_lesions"],
+        weights_DN=resampled.weights_DN,
     )
-    resampled = Resampled(bootstrap, lesion_ids)
     how: Node = {"resampled": resampled, "why_not": why_not_fitted}
     counts_KK = confusion(labels_N, probs_NK)
     report = {
