@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
@@ -73,7 +73,6 @@ def test_one_alone_comes_back_to_the_last_bit(aggregation: Aggregation) -> None:
     np.testing.assert_array_equal(aggregated(probs_1NK, aggregation=aggregation), probs_1NK[0])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), views=st.integers(1, 6))
 def test_rows_stay_distributions_in_any_order(seed: int, views: int) -> None:
     random = np.random.default_rng(seed)

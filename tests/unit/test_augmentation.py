@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy import stats
@@ -563,7 +563,6 @@ def test_what_comes_in_from_beyond_a_border_is_the_image_reflected() -> None:
     np.testing.assert_allclose(warped.numpy(), padded[:, :, 32:, :32], rtol=0, atol=1e-3)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     larger=st.integers(0, 20),
@@ -776,7 +775,6 @@ def test_cutout_fills_its_rectangle_and_leaves_the_rest() -> None:
     assert torch.equal(cut, expected)
 
 
-@settings(deadline=None)
 @given(
     height=st.integers(16, 300),
     width=st.integers(16, 300),

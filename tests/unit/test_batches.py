@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,7 +50,6 @@ def test_sizes_of_micro_batches(images, batch_size, sizes):
     assert [len(batch) for batch in micro_batches(np.arange(images), batch_size)] == sizes
 
 
-@settings(deadline=None)
 @given(images=st.integers(2, 500), batch_size=st.integers(2, 70))
 def test_micro_batches_hold_every_image_once_in_order(images, batch_size):
     order = np.random.default_rng(images).permutation(images)

@@ -108,7 +108,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(value=json_values)
 def test_any_header_comes_back_equal(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("any") / "x.safetensors"

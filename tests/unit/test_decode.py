@@ -291,7 +291,7 @@ def test_a_named_stream_is_named_in_the_error() -> None:
     assert refusal(stream).startswith("upload.png: ")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG", "BMP", "WEBP"]))
 def test_damaged_bytes_give_pixels_or_a_data_error(data: st.DataObject, format: str) -> None:
     whole = bytearray(saved(picture(), format).getvalue())

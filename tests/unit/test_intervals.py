@@ -108,7 +108,7 @@ def test_weights_are_those_of_scikit_learn(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 25), st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_small_sets_with_absent_classes_are_what_the_metrics_say(
     seed: int, images: int, num_classes: int
 ) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dermalyze.errors import ConfigError, DataError
@@ -35,7 +35,6 @@ def test_it_undoes_what_the_loss_of_the_same_name_adds():
     np.testing.assert_allclose(adjusted_NK, torch.tensor(logits_NK).softmax(dim=1), rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(class_counts=counts, tau=st.floats(0.01, 50))
 def test_rows_stay_distributions_and_only_shares_matter(class_counts, tau):
     adjusted_NK = adjusted_probabilities(PROBS_NK, class_counts, tau=tau)
@@ -46,7 +45,6 @@ def test_rows_stay_distributions_and_only_shares_matter(class_counts, tau):
     np.testing.assert_allclose(ten_times, adjusted_NK, rtol=1e-9, atol=1e-300)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 10_000), tau=st.floats(0.01, 50))
 def test_equally_frequent_classes_change_nothing(count, tau):
     adjusted_NK = adjusted_probabilities(PROBS_NK, [count] * 3, tau=tau)

@@ -130,7 +130,7 @@ class TestSummary:
             lambda k: st.tuples(st.just(k), st.lists(st.integers(0, k - 1), min_size=1))
         )
     )
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_perfect_predictions(self, drawn: tuple[int, list[int]]) -> None:
         num_classes, labels = drawn
         labels_N = np.array(labels)
@@ -141,7 +141,7 @@ class TestSummary:
         assert found == {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "ece": 0}
 
     @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(2, 6))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_order_of_images_is_irrelevant(self, seed: int, size: int, num_classes: int) -> None:
         rng = np.random.default_rng(seed)
         labels_N = rng.integers(num_classes, size=size)
@@ -271,7 +271,7 @@ class TestPerClass:
             )
 
     @given(st.integers(0, 2**32), st.integers(1, 30))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_means_are_the_summary(self, seed: int, size: int) -> None:
         rng = np.random.default_rng(seed)
         labels_N = rng.integers(4, size=size)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -47,7 +47,6 @@ def test_order_is_a_function_of_seed_and_epoch_alone(path):
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-@settings(deadline=None)
 @given(labels=label_lists, seed=seeds, epoch=epochs)
 def test_an_epoch_has_as_many_positions_as_images(path, labels, seed, epoch):
     order = from_yaml(path).order(np.array(labels), seed=seed, epoch=epoch)
@@ -56,7 +55,6 @@ def test_an_epoch_has_as_many_positions_as_images(path, labels, seed, epoch):
     assert order.max() < len(labels)
 
 
-@settings(deadline=None)
 @given(images=st.integers(1, 300), seed=seeds, epoch=epochs)
 def test_uniform_order_is_a_permutation(images, seed, epoch):
     order = UniformSampler().order(np.zeros(images, dtype=np.int64), seed=seed, epoch=epoch)
@@ -117,7 +115,6 @@ def test_what_the_bound_takes_goes_to_the_others_in_proportion():
     np.testing.assert_allclose(sampler.expected_repeats(np.array([1, 4, 16])), [2, 2, 11 / 16])
 
 
-@settings(deadline=None)
 @given(labels=label_lists, power=powers, bound=bounds)
 def test_repeats_keep_their_mean_their_bound_and_their_order(labels, power, bound):
     counts = np.unique(labels, return_counts=True)[1]
@@ -131,7 +128,6 @@ def test_repeats_keep_their_mean_their_bound_and_their_order(labels, power, boun
     np.testing.assert_allclose(ratio, ratio.mean() if free.any() else 0, rtol=1e-7)
 
 
-@settings(deadline=None)
 @given(labels=label_lists, seed=seeds, epoch=epochs)
 def test_power_0_is_weighted_and_power_1_draws_all_images_alike(labels, seed, epoch):
     labels = np.array(labels)

@@ -110,7 +110,7 @@ def problems(draw: st.DrawFn) -> tuple[pd.DataFrame, tuple[str, ...], float, flo
     return frame, tuple(lesions_of), val_size, test_size, draw(st.integers(0, 2**63))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems())
 def test_every_split_keeps_its_promises(
     problem: tuple[pd.DataFrame, tuple[str, ...], float, float, int],

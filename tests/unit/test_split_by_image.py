@@ -50,7 +50,7 @@ def torn_by_hand(frame: pd.DataFrame, split: Split) -> list[str]:
     return sorted(id_ for id_, rows in frame.groupby("lesion_id") if part[rows.index].nunique() > 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(10, 40), min_size=1, max_size=5),
     percents=st.tuples(st.integers(10, 40), st.integers(10, 40)),

@@ -49,7 +49,7 @@ def without(source: str, val_size: float = 0.2, seed: int = 0) -> LeaveOneSource
     return LeaveOneSourceOut(source=source, val_size=val_size, seed=seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     counts=st.lists(st.tuples(*[st.integers(2, 9)] * 3), min_size=1, max_size=4),
     percent=st.integers(1, 99),

@@ -81,7 +81,7 @@ def problems(draw: st.DrawFn) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, 
     return drawn_table(lesions_of, draw(st.integers(0, 2**32 - 1))), tuple(lesions_of), arguments
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problem=problems())
 def test_the_folds_keep_their_promises(
     problem: tuple[pd.DataFrame, tuple[str, ...], dict[str, Any]],

@@ -50,7 +50,7 @@ def lesions(split: Split, part: str, frame: pd.DataFrame = TABLE) -> set[str]:
     return set(frame["lesion_id"].iloc[split.part(part)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(table_seed=st.integers(0, 2**31), seed=st.integers(0, 2**63))
 def test_only_the_leak_differs(table_seed: int, seed: int) -> None:
     frame = drawn_table({"bkl": 20, "mel": 21, "nv": 60}, table_seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -77,7 +77,6 @@ def test_no_imbalance_shares_out_evenly_and_the_rest_to_the_first_classes() -> N
     assert list(by_class.values()) == [15, 15, 14, 14, 14, 14, 14]
 
 
-@settings(deadline=None)
 @given(lesions=st.integers(1_000, 20_000), imbalance=st.floats(0, 1))
 def test_counts_are_within_one_of_their_share_and_add_up(lesions: int, imbalance: float) -> None:
     weights = {code: count**imbalance for code, count in LESIONS_IN_HAM10000.items()}
