@@ -85,7 +85,8 @@ def command(
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
                 if {"--help", "-h"} & set(sys.argv[1:]):
-                    print(_help(config_name, [word for word in sys.argv[1:] if "=" in word]))
+                    words = [word for word in sys.argv[1:] if "=" in word]
+                    print(_help(config_name, words, sweeps=sweeps))
                 else:
                     if sweeps:
                         sys.argv[1:] = resumed_words(sys.argv[1:])
@@ -174,7 +175,7 @@ def _mendable(error: BaseException | None) -> DermalyzeError | None:
     return error if isinstance(error, DermalyzeError) else None
 
 
-def _help(config_name: str, overrides: list[str]) -> str:
+def _help(config_name: str, overrides: list[str], *, sweeps: bool) -> str:
     """Fill the config's `hydra.help.template`, as Hydra would in three times the time.
 
     Hydra copies its whole store of configs for each group that it lists, its own included.
@@ -182,12 +183,14 @@ def _help(config_name: str, overrides: list[str]) -> str:
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
     template = Template(cfg.hydra.help.template)
+    # The groups that this command composes; launchers are for those that sweep.
+    chosen = {name for name in cfg.hydra.runtime.choices if sweeps or "hydra/" not in name}
     with open_dict(cfg):
         del cfg["hydra"]
     options: dict[str, list[str]] = {}
     for path in sorted(CONF_DIR.rglob("*/*.yaml")):
         options.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)
-    groups = [f"{group}: {', '.join(names)}" for group, names in options.items()]
+    groups = [f"{group}: {', '.join(names)}" for group, names in options.items() if group in chosen]
     return template.safe_substitute(
         APP_CONFIG_GROUPS="\n".join(groups), CONFIG=OmegaConf.to_yaml(cfg)
     )
@@ -205,4 +208,7 @@ def _unknown_name(error: Exception) -> str | None:
     name = unknown[1]
     of_hydra = name.startswith("hydra.")
     names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
+    below = sorted(key for key in names if key.endswith(f".{name}"))
+    if below:  # a key without its place
+        return f"{name}: there is no such key or group. Did you mean {' or '.join(below[:3])}?"
     return f"{name}: there is no such key or group.{nearest(name, names)}"

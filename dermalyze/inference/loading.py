@@ -194,7 +194,7 @@ def check_members(members: Sequence[ModelFacts]) -> None:
                 member.path,
             )
         paths.setdefault(content, member.path)
-        logger.info("ensemble: %s, %s", member.path, member.preprocess.as_dict())
+        logger.info("ensemble: %s, %d pixels", member.path, member.preprocess.image_size)
 
 
 def _facts(path: Path, header: dict[str, Any]) -> ModelFacts:

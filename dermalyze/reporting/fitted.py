@@ -85,16 +85,25 @@ def keep(folder: Path, about: Node, fitted: Node) -> None:
     """Write what was fitted beside the models, with what it was fitted for.
 
     It takes the place of what was fitted for the same models predicting in the same way, and of
-    what was fitted for models that the folder held before a new training.
+    what was fitted for models that the folder held before a new training. Fits of a model's
+    exports stand beside its own.
     """
     new = as_json(about)
     others = [
         fit
         for fit in all_kept(folder)
-        if fit["about"]["models"] == new["models"]
-        and fit["about"]["prediction"] != new["prediction"]
+        if _training_of(fit["about"]) == _training_of(new)
+        and (fit["about"]["models"], fit["about"]["prediction"])
+        != (new["models"], new["prediction"])
     ]
     write_json(folder / CALIBRATION, {"fits": [*others, {"about": new, "fitted": fitted}]})
+
+
+def _training_of(about: Node) -> list[Node]:
+    """Return what tells the models' training from another; their exports share it."""
+    return [
+        {key: value for key, value in model.items() if key != "export"} for model in about["models"]
+    ]
 
 
 def all_kept(folder: Path) -> list[Node]:

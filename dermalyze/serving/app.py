@@ -30,7 +30,7 @@ def application(judge: Judge, *, about: Node, most_bytes: int) -> Starlette:
     - GET /health: that they do.
     - POST /predict: the body is the file; the query tells age, sex and localization where they are
       known. Answers 200 with what is said of the image; 422 with "error" where it cannot be used,
-      413 where it is too large. No file of this machine can be named.
+      413 where it is too large, 415 for a form. No file of this machine can be named.
 
     Args:
         judge: called in a thread, for one image at a time: the models use all cores as it is.
@@ -70,8 +70,14 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     """Return what was sent, without holding more of it than is allowed.
 
     Raises:
-        HTTPException: 413, too much; 400, nothing, or a sender that went away.
+        HTTPException: 415, a form; 413, too much; 400, nothing, or a sender that went away.
     """
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise HTTPException(
+            415,
+            "a form was sent. Make the file itself the body: curl --data-binary @lesion.jpg "
+            f"{request.url}",
+        )
     content = bytearray()
     try:
         async for chunk in request.stream():

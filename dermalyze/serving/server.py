@@ -68,9 +68,8 @@ def serve(config: Node) -> None:
         host, port = listening.getsockname()[:2]
         address = f"http://{host}:{port}"
         logger.info(
-            "%d models answer at %s; Ctrl-C ends it. Ask: curl --data-binary @lesion.jpg "
-            "%s/predict\n%s",
-            len(panel.models),
+            "%s at %s; Ctrl-C ends it. Ask: curl --data-binary @lesion.jpg %s/predict\n%s",
+            "1 model answers" if len(panel.models) == 1 else f"{len(panel.models)} models answer",
             address,
             address,
             DISCLAIMER,

@@ -177,7 +177,7 @@ def whole_sweep() -> Iterator[None]:
         if _open:
             raise SystemExit(_open[0].end())
     except _RefusedError as refused:
-        raise refused.error from refused
+        raise refused.error from refused.error.__cause__  # as if Hydra had let it pass
     except BaseException as error:
         if _open and not _open[0].ended:  # a launcher that broke off, or a second Ctrl-C
             _open[0].stopped_by |= signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0

@@ -93,6 +93,9 @@ def test_a_model_answers_what_it_says_in_python(trained, phantoms, serving) -> N
             assert refused.status_code == code, refused.text
             assert why in refused.json()["error"]
             assert refused.json()["disclaimer"] == DISCLAIMER
+        form = requests.post(f"{address}/predict", files={"image": b"a"}, timeout=10)
+        assert form.status_code == 415
+        assert "--data-binary @lesion.jpg" in form.json()["error"]
         assert requests.get(f"{address}/etc", timeout=10).status_code == 404
         assert requests.get(f"{address}/predict", timeout=10).status_code == 405
 

@@ -64,6 +64,9 @@ def test_each_way_of_predicting_keeps_its_own_until_the_models_are_others(tmp_pa
     keep(tmp_path, asked_otherwise, other)
     assert kept(tmp_path, one) is None
     assert (kept(tmp_path, asked_otherwise), kept(tmp_path, two)) == (other, other)
+    export = one | {"models": [{"epoch": 3, "export": "onnx"}]}
+    keep(tmp_path, export, fitted())
+    assert (kept(tmp_path, asked_otherwise), kept(tmp_path, export)) == (other, fitted())
     keep(tmp_path, one | {"models": [{"epoch": 4}]}, fitted())
     assert [fit["about"]["models"] for fit in all_kept(tmp_path)] == [[{"epoch": 4}]]
 
