@@ -46,9 +46,10 @@ COLUMNS = (
 PARTS = {"ham10000_images_part_1", "ham10000_images_part_2"}
 HAM10000_FOLDERS = {"images", *PARTS}
 HAM10000_HELP = (
-    "To get HAM10000: from the Harvard Dataverse, doi:10.7910/DVN/DBW86T, take "
-    "HAM10000_images_part_1.zip, HAM10000_images_part_2.zip and HAM10000_metadata, unzip them "
-    "into one folder DIR and give data.root=DIR. data=synthetic needs no download."
+    "To get HAM10000: python -m dermalyze.prepare data.root=DIR data.download=true; or take from "
+    "the Harvard Dataverse, doi:10.7910/DVN/DBW86T, HAM10000_images_part_1.zip, "
+    "HAM10000_images_part_2.zip and HAM10000_metadata, unzip them into one folder DIR and give "
+    "data.root=DIR. data=synthetic needs no download."
 )
 ISIC_NAME = "isic2018_task3"
 ISIC_COLUMNS = ("image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

@@ -62,6 +62,11 @@ def best_checkpoint(run_or_file: str) -> Path:
         CheckpointError: there is none; says where it was looked for.
     """
     path = Path(run_or_file)
+    if path.suffix == ".yaml":
+        raise CheckpointError(
+            f"checkpoint={run_or_file}: lists several models, and one is needed. Give the folder "
+            "of one of its runs."
+        )
     file = path / BEST if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(

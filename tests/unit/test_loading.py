@@ -378,3 +378,5 @@ def test_where_the_best_checkpoint_is_looked_for(tmp_path):
     (run / BEST).write_bytes(b"")
     assert best_checkpoint(str(run)) == run / BEST
     assert best_checkpoint(str(run / LATEST)) == run / LATEST
+    with pytest.raises(CheckpointError, match="lists several models, and one is needed"):
+        best_checkpoint(str(tmp_path / "ensemble.yaml"))

@@ -110,7 +110,7 @@ def test_summary_counts_images_and_lesions_of_all_classes(tmp_path: Path) -> Non
 def test_missing_root_says_where_it_looked_and_how_to_get_the_data(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nowhere")
     for part in (str(tmp_path / "nowhere"), "doi:10.7910/DVN/DBW86T", "data.root=DIR",
-                 "HAM10000_images_part_1.zip", "data=synthetic"):  # fmt: skip
+                 "HAM10000_images_part_1.zip", "data.download=true", "data=synthetic"):  # fmt: skip
         assert part in message
     (tmp_path / "archive.zip").write_bytes(b"PK")
     assert "is a file, not a folder" in refusal(tmp_path / "archive.zip")
