@@ -98,7 +98,7 @@ def command(
             except DermalyzeError as error:  # of a sweep's job, which has said it
                 raise SystemExit(2) from error
             except (CompactHydraException, OmegaConfBaseException) as error:
-                said = _mendable(error) or _unknown_name(error) or error
+                said = _mendable(error) or _unknown_name(error) or _unknown_option(error) or error
                 print(said, file=sys.stderr)
                 raise SystemExit(2) from error
 
@@ -212,3 +212,19 @@ def _unknown_name(error: Exception) -> str | None:
     if below:  # a key without its place
         return f"{name}: there is no such key or group. Did you mean {' or '.join(below[:3])}?"
     return f"{name}: there is no such key or group.{nearest(name, names)}"
+
+
+def _unknown_option(error: Exception) -> str | None:
+    """Return a better message where Hydra knows no such option of a group."""
+    unknown = re.search(r"Could not find '([^']+)/([^'/]+)'", str(error))
+    if unknown is None:
+        return None
+    group, name = unknown[1], unknown[2]
+    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    if not options:
+        return None
+    if group == "hydra/launcher":
+        options.insert(0, "basic")  # Hydra's own
+    near = nearest(name, options)
+    listed = "" if near.startswith(" Valid") else f" Valid: {', '.join(options)}."
+    return f"{group}={name}: there is no such option.{near}{listed}"

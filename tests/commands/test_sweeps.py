@@ -185,7 +185,10 @@ def test_what_makes_no_sweep_is_refused_before_its_first_job(whole, python, tiny
     for words, said in (
         ("training.sed=1,2", "training.sed: there is no such key or group. Did you mean"),
         ("training.seed=1,-2", "training.seed=-2 (int): Input should be greater than or equal"),
-        ("model/head=simple,acrn", "Could not find 'model/head/acrn'"),
+        (
+            "model/head=simple,acrn",
+            "model/head=acrn: there is no such option. Did you mean 'acrnn'?",
+        ),
     ):
         refused = python(*train, *tiny, words, "hydra.sweep.dir=new", expect=2)
         assert said in refused.stderr

@@ -261,7 +261,9 @@ def test_prepare_names_files_that_cannot_be_read_and_the_next_step_works(
         ("+training.sed=3", "training.sed: there is no such key. Did you mean 'seed'?"),
         ("model/hed=acrnn", "model/hed: there is no such key or group. Did you mean 'model/head'"),
         ("training.seed=abc", "training.seed='abc' (str): Input should be a valid integer"),
-        ("loss=fcal", "Could not find 'loss/fcal'"),
+        ("loss=fcal", "loss=fcal: there is no such option. Did you mean 'focal'? Valid: balanced_"),
+        ("hydra/launcher=jobli", "Did you mean 'joblib'? Valid: basic, joblib, ray, submitit_"),
+        ("batch_size=8", "batch_size: there is no such key or group. Did you mean training.batch_"),
     ],
 )
 def test_a_mistyped_command_line_is_refused_with_the_mend(python, override, said):
