@@ -19,7 +19,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -98,8 +98,7 @@ def command(
             except DermalyzeError as error:  # of a sweep's job, which has said it
                 raise SystemExit(2) from error
             except (CompactHydraException, OmegaConfBaseException) as error:
-                said = _mendable(error) or _unknown_name(error) or _unknown_option(error) or error
-                print(said, file=sys.stderr)
+                print(_mendable(error) or _better_said(error) or error, file=sys.stderr)
                 raise SystemExit(2) from error
 
         @wraps(task)
@@ -194,6 +193,16 @@ def _help(config_name: str, overrides: list[str], *, sweeps: bool) -> str:
     return template.safe_substitute(
         APP_CONFIG_GROUPS="\n".join(groups), CONFIG=OmegaConf.to_yaml(cfg)
     )
+
+
+def _better_said(error: Exception) -> str | None:
+    """Return a message with its mend where Hydra's own has none."""
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return (
+            f"{error.override}: is not key=value, as in checkpoint=RUN or training.epochs=3; "
+            "--help shows all keys."
+        )
+    return _unknown_name(error) or _unknown_option(error)
 
 
 def _unknown_name(error: Exception) -> str | None:

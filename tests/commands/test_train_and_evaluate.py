@@ -263,6 +263,10 @@ def test_prepare_names_files_that_cannot_be_read_and_the_next_step_works(
         ("training.seed=abc", "training.seed='abc' (str): Input should be a valid integer"),
         ("loss=fcal", "loss=fcal: there is no such option. Did you mean 'focal'? Valid: balanced_"),
         ("hydra/launcher=jobli", "Did you mean 'joblib'? Valid: basic, joblib, ray, submitit_"),
+        (
+            "some/run",
+            "some/run: is not key=value, as in checkpoint=RUN or training.epochs=3; --help",
+        ),
         ("batch_size=8", "batch_size: there is no such key or group. Did you mean training.batch_"),
     ],
 )
