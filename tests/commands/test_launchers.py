@@ -42,7 +42,7 @@ def test_ray_makes_the_same_runs_on_a_cluster_of_this_machine(python, tiny, tmp_
     started = subprocess.run(
         [
             *(sys.executable, "-m", "dermalyze.train", "-m", *words, "hydra/launcher=ray"),
-            *("training.seed=7,-1,13", f"hydra.sweep.dir={sweep}"),
+            *("training.monitor=val/loss,val/los,val/accuracy", f"hydra.sweep.dir={sweep}"),
         ],
         cwd=tmp_path,
         # Ray's processes are nice, so that on a busy machine they would never end.
@@ -53,9 +53,10 @@ def test_ray_makes_the_same_runs_on_a_cluster_of_this_machine(python, tiny, tmp_
     )
     assert started.returncode == 2, started.stdout + started.stderr
     assert "3 jobs: 2 done, 1 failed" in started.stdout
-    for number, seed in ((0, 7), (2, 13)):
-        python("-m", "dermalyze.train", *words, f"training.seed={seed}", f"hydra.run.dir={seed}")
-        assert_same_run(sweep / str(number), tmp_path / str(seed))
+    for number, monitor in ((0, "val/loss"), (2, "val/accuracy")):
+        alone = (f"training.monitor={monitor}", f"hydra.run.dir=alone_{number}")
+        python("-m", "dermalyze.train", *words, *alone)
+        assert_same_run(sweep / str(number), tmp_path / f"alone_{number}")
 
 
 def test_joblib_killed_and_stopped_goes_on_under_another_launcher(python, tiny, tmp_path):
