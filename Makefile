@@ -38,6 +38,8 @@ test: .venv/.installed-dev
 	@for folder in "$(CURDIR)" "$(CURDIR)"/.venv/lib/python*/site-packages; do echo "$$folder"; done \
 	  > "$$(echo .venv/ray/lib/python*/site-packages)/below.pth"
 	.venv/ray/bin/python -m pip install --quiet --disable-pip-version-check hydra-ray-launcher==1.2.2 ray==2.60.0
+	@timeout 120 .venv/ray/bin/python -c 'import ray; ray.init(num_cpus=1); ray.get(ray.remote(lambda: 0).remote())' \
+	  > /dev/null 2>&1
 	@touch $@
 
 # Without a C compiler the one test that wants this skips, and says so.
@@ -46,7 +48,7 @@ thorough: .venv/.installed-dev
 	$(BIN)/python -m pytest -m thorough
 	@if $(MAKE) --no-print-directory .venv/ray/.installed; \
 	  then .venv/ray/bin/python -m pytest -m thorough -n 0 tests/commands/test_launchers.py -k ray; \
-	  else echo "Ray cannot be installed here, so its launcher is not tested"; fi
+	  else echo "Ray cannot be installed here or does not start, so its launcher is not tested"; fi
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
