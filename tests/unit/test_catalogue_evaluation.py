@@ -240,7 +240,7 @@ def test_56_57_members_are_named_and_a_double_is_warned_of(
     check_members([small, large])
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
     for one in (small, large):
-        assert f"ensemble: {one.path}, {one.preprocess.as_dict()}" in caplog.text
+        assert f"ensemble: {one.path}, {one.preprocess.image_size} pixels" in caplog.text
     again = member(tmp_path / "three" / "best", trained_on=["L1"], size=8)
     check_members([small, large, again])
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")

@@ -239,8 +239,8 @@ def test_members_are_held_against_each_other(runs, paths, tmp_path, caplog, pred
     )
     caplog.clear()
     load_ensemble_predictor(runs)
-    assert "'image_size': 32" in caplog.text
-    assert "'image_size': 48" in caplog.text
+    assert "32 pixels" in caplog.text
+    assert "48 pixels" in caplog.text
     other = make_run(tmp_path / "other", classes=["mel", "bcc", "own"])
     with pytest.raises(DataError, match="the same classes in the same order"):
         load_ensemble_predictor([runs[0], other])
