@@ -32,7 +32,6 @@ def contradictions(run: Node) -> list[str]:
         *_growing_images(run),
         *_stored_size(run),
         *_parts(run),
-        *_model(run),
         *_optimizer(run),
         *_stages(run),
         *_frozen(run),
@@ -130,31 +129,21 @@ def _stored_size(run: Node) -> Iterator[str]:
 
 def _parts(run: Node) -> Iterator[str]:
     """Make the parts that need no data, as the run will, to hear which values they refuse."""
-    classes = run["data"]["source"].get("classes", HAM10000_CODES)
-    known_later: dict[str, Node] = {
-        "augmentation": {},
-        "sampler": {},
-        "mix": {"total_epochs": run["training"]["epochs"]},
-        "loss": {"class_counts": [1] * len(classes)},
-        "ema": {"_partial_": False, "model": {"_target_": "torch.nn.PReLU"}},  # one weight
-    }
-    for group, values in known_later.items():
-        yield from _refusals(instantiate, run[group], _convert_="all", **values)
-
-
-def _model(run: Node) -> Iterator[str]:
-    """Ask for the backbone by name, and make the small parts on top of it."""
     model, classes = run["model"], run["data"]["source"].get("classes", HAM10000_CODES)
-    known_by_timm = {"_target_": "dermalyze.models.backbone.check_name"}
-    yield from _refusals(instantiate, known_by_timm, name=model["backbone"])
+    of_model = {"_partial_": False, "in_features": _FEATURES}
     encoded = {column: [0.0] for column in model["metadata"]["columns"]}
-    known_later: dict[str, Node] = {
-        "head": {"num_classes": len(classes)},
-        "metadata": {"unknown_metadata": encoded},
-    }
-    for part, values in known_later.items():
-        options = {"_partial_": False, "in_features": _FEATURES, **values}
-        yield from _refusals(instantiate, model[part], _convert_="all", **options)
+    known_later: list[tuple[Node, Node]] = [
+        (run["augmentation"], {}),
+        (run["sampler"], {}),
+        (run["mix"], {"total_epochs": run["training"]["epochs"]}),
+        (run["loss"], {"class_counts": [1] * len(classes)}),
+        (run["ema"], {"_partial_": False, "model": {"_target_": "torch.nn.PReLU"}}),  # one weight
+        ({"_target_": "dermalyze.models.backbone.check_name"}, {"name": model["backbone"]}),
+        (model["head"], {**of_model, "num_classes": len(classes)}),
+        (model["metadata"], {**of_model, "unknown_metadata": encoded}),
+    ]
+    for part, values in known_later:
+        yield from _refusals(instantiate, part, _convert_="all", **values)
 
 
 def _optimizer(run: Node) -> Iterator[str]:

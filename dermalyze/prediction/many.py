@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from tqdm import tqdm
 
 import dermalyze
@@ -20,13 +19,12 @@ from dermalyze.engine.interruption import Interruption
 from dermalyze.errors import ConfigError
 from dermalyze.inference.identity import way_of
 from dermalyze.prediction.listing import listed_images
-from dermalyze.prediction.panel import Panel, Result
+from dermalyze.prediction.panel import Panel, Result, panel_and_way
 from dermalyze.prediction.parts import Parts
 from dermalyze.prediction.pictures import Given
 from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.tables import check_ending, write_table
 from dermalyze.prediction.ways import Way
-from dermalyze.tracking.run_download import local_checkpoints
 from dermalyze.tracking.run_lock import run_lock
 
 logger = logging.getLogger(__name__)
@@ -65,21 +63,7 @@ def predict_many(config: Node) -> Tally:
         raise ConfigError(
             f"output={output}: is there already. Name another file, or remove this one."
         )
-    panel = Panel(
-        local_checkpoints(
-            config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
-        ),
-        device=config["device"],
-        amp=config["amp"],
-        set_method=config["set_method"],
-        outputs=config["paths"]["outputs"],
-    )
-    way = panel.way(
-        instantiate(config["tta"], _convert_="all"),
-        instantiate(config["ensemble"], _convert_="all"),
-    )
-    if way.fit is None:
-        logger.info("no prediction sets and no calibration: %s", way.why_no_fit)
+    panel, way = panel_and_way(config)
     batch_size = config["batch_size"] or panel.batch_size
     listing = listed_images(config["images"])
     if output is None:

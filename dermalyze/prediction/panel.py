@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from numpy.typing import NDArray
 
 from dermalyze.compute import choose_device, choose_precision
@@ -27,6 +28,7 @@ from dermalyze.prediction.pictures import Given, frame_of, known_of, pixels_of
 from dermalyze.prediction.results import Failure, ImageUncertainty, PredictedBy, Prediction
 from dermalyze.prediction.ways import Way, check_set_method, find_way
 from dermalyze.taxonomy import description
+from dermalyze.tracking.run_download import local_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -212,3 +214,38 @@ class Panel:
                 metadata=one.told,
             ),
         )
+
+
+def panel_of(config: dict[str, Any]) -> Panel:
+    """Return the models that a config names, those in MLflow fetched first.
+
+    Args:
+        config: with checkpoint, device, amp, set_method, tracking_uri and paths, as
+            `conf/predict.yaml` has them; plain.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: what cannot be used.
+    """
+    outputs = config["paths"]["outputs"]
+    return Panel(
+        local_checkpoints(config["checkpoint"], uri=config["tracking_uri"], outputs=outputs),
+        device=config["device"],
+        amp=config["amp"],
+        set_method=config["set_method"],
+        outputs=outputs,
+    )
+
+
+def panel_and_way(config: dict[str, Any]) -> tuple[Panel, Way]:
+    """Return the models of `panel_of`, and the way of predicting by the config's tta and ensemble.
+
+    Says why where nothing was fitted for that way.
+    """
+    panel = panel_of(config)
+    way = panel.way(
+        instantiate(config["tta"], _convert_="all"),
+        instantiate(config["ensemble"], _convert_="all"),
+    )
+    if way.fit is None:
+        logger.info("no prediction sets and no calibration: %s", way.why_no_fit)
+    return panel, way

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dermalyze.errors import ConfigError, DataError
-from dermalyze.prediction.panel import Panel, Result
+from dermalyze.prediction.panel import Panel, Result, panel_of
 from dermalyze.prediction.pictures import Given, Metadata, Picture, name_of
 from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.ways import Way, defaults, method_of, views_of
-from dermalyze.tracking.run_download import local_checkpoints
 
 Checkpoint = str | Path
 AS_IT_IS = "off"  # the name of the view that training validates with
@@ -228,15 +227,9 @@ def _panel(
     amp: str | None,
     set_method: str | None,
 ) -> Panel:
-    values = defaults()
-    outputs = values["paths"]["outputs"]
-    return Panel(
-        local_checkpoints(checkpoint, uri=values["tracking_uri"], outputs=outputs),
-        device=device or values["device"],
-        amp=amp or values["amp"],
-        set_method=set_method or values["set_method"],
-        outputs=outputs,
-    )
+    asked = {"device": device, "amp": amp, "set_method": set_method}
+    given = {name: value for name, value in asked.items() if value}
+    return panel_of({**defaults(), **given, "checkpoint": checkpoint})
 
 
 def _one(panel: Panel, image: Picture, metadata: Metadata | None, way: Way) -> Prediction:

@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
-from hydra.utils import instantiate
 
 from dermalyze.errors import ConfigError
 from dermalyze.inference.identity import way_of
-from dermalyze.prediction.panel import Panel
+from dermalyze.prediction.panel import Panel, panel_and_way
 from dermalyze.prediction.pictures import Given
 from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.ways import Way
 from dermalyze.serving.app import application
 from dermalyze.taxonomy import DISCLAIMER, description
-from dermalyze.tracking.run_download import local_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +36,7 @@ def serve(config: Node) -> None:
         CheckpointError, DataError, ConfigError: what the user can mend, a port in use among it.
     """
     with _listening(config["host"], config["port"]) as listening:
-        panel = Panel(
-            local_checkpoints(
-                config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
-            ),
-            device=config["device"],
-            amp=config["amp"],
-            set_method=config["set_method"],
-            outputs=config["paths"]["outputs"],
-        )
-        way = panel.way(
-            instantiate(config["tta"], _convert_="all"),
-            instantiate(config["ensemble"], _convert_="all"),
-        )
-        if way.fit is None:
-            logger.info("no prediction sets and no calibration: %s", way.why_no_fit)
+        panel, way = panel_and_way(config)
 
         def judge(file: io.BytesIO, known: Mapping[str, str]) -> Node:
             given = Given(SENT, file, known)
