@@ -108,6 +108,7 @@ def test_a_model_answers_what_it_says_in_python(trained, phantoms, serving) -> N
         assert process.wait(timeout=30) == 0
 
 
+@pytest.mark.thorough
 def test_a_list_of_models_answers_together(trained, phantoms, serving, tmp_path) -> None:
     listed = tmp_path / "ensemble.yaml"
     listed.write_text(f"checkpoints: [{trained}, {trained}]\n")

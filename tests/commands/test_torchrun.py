@@ -19,7 +19,8 @@ TRAIN = ("-m", "dermalyze.train")
 
 Torchrun = Callable[..., "CompletedProcess[str]"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Each starts processes that import all anew; `tests/unit/test_distributed.py` forks them.
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -67,7 +68,6 @@ def test_two_processes_equal_one(python, torchrun, tiny, tmp_path):
     assert "the run so far used ranks=2, now 1" in done.stdout
 
 
-@pytest.mark.thorough
 def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(torchrun, tiny, tmp_path):
     """With BatchNorm, dropout and weighted sampling."""
     overrides = (
@@ -87,7 +87,6 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(torchrun, tiny,
     assert_same_run(stopped, whole)
 
 
-@pytest.mark.thorough
 def test_sigterm_saves_once_and_ends_truthfully(torchrun, tiny, tmp_path):
     run = tmp_path / "run"
     folder = ("tracking=none", f"hydra.run.dir={run}", "training.check_every_steps=2")
@@ -99,7 +98,6 @@ def test_sigterm_saves_once_and_ends_truthfully(torchrun, tiny, tmp_path):
     assert (state["epoch"], state["step"]) == (0, 6)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_failing_process_ends_all_with_its_error(torchrun, tiny, rank, tmp_path):
     overrides = (*tiny, "tracking=none", f"hydra.run.dir={tmp_path / 'run'}")

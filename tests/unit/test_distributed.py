@@ -261,7 +261,7 @@ def whole_runs(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_runs_equal_those_of_one_process(tmp_path, size):
     alone = whole_runs(ALONE, tmp_path)
     for done in together(size, whole_runs, tmp_path):
