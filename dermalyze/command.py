@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, nearest
+from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, meant, nearest
 from dermalyze.launch import Launch, launch_of
 from dermalyze.run_folder import flat_parameters
 from dermalyze.sweeps.job import run_job
@@ -234,6 +234,5 @@ def _unknown_option(error: Exception) -> str | None:
         return None
     if group == "hydra/launcher":
         options.insert(0, "basic")  # Hydra's own
-    near = nearest(name, options)
-    listed = "" if near.startswith(" Valid") else f" Valid: {', '.join(options)}."
-    return f"{group}={name}: there is no such option.{near}{listed}"
+    listed = ", ".join(options)
+    return f"{group}={name}: there is no such option.{meant(name, options)} Valid: {listed}."

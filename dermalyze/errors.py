@@ -55,11 +55,15 @@ class Pruned(Exception):  # noqa: N818 - not an error: the run did as it was tol
         self.value = value
 
 
+def meant(value: object, valid: Iterable[object]) -> str:
+    """Return `" Did you mean 'x'?"` with the nearest valid name, or nothing if none is near."""
+    close = get_close_matches(str(value), sorted(map(str, valid)), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def nearest(value: object, valid: Iterable[object]) -> str:
     """Return `" Did you mean 'x'?"` with the nearest valid name, or up to 20 valid ones."""
     names = sorted(str(name) for name in valid)
-    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean {close[0]!r}?"
     more = f", … ({len(names)} in all)" if len(names) > 20 else ""
-    return f" Valid: {', '.join(names[:20])}{more}." if names else ""
+    listed = f" Valid: {', '.join(names[:20])}{more}." if names else ""
+    return meant(value, names) or listed
