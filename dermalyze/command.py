@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -88,6 +89,7 @@ def command(
                     words = [word for word in sys.argv[1:] if "=" in word]
                     print(_help(config_name, words, sweeps=sweeps))
                 else:
+                    _refuse_dashes(sys.argv[1:])
                     if sweeps:
                         sys.argv[1:] = resumed_words(sys.argv[1:])
                     with whole_sweep() if sweeps else nullcontext():
@@ -165,6 +167,26 @@ def _answer_together(launch: Launch, answer: Callable[[], None]) -> None:
         f"{log}.formatters.simple.format='[%(asctime)s] rank {launch.rank}: %(message)s'",
     ]
     answer()
+
+
+def _refuse_dashes(words: list[str]) -> None:
+    """Refuse a key that is written as other programs write their options.
+
+    Raises:
+        ConfigError: says how it is written here.
+    """
+    _, unknown = get_args_parser().parse_known_args(words)
+    dashed = next((word for word in unknown if word.startswith("--")), None)
+    if dashed is None:
+        return
+    key, _, value = dashed.lstrip("-").partition("=")
+    following = words[words.index(dashed) + 1 :][:1]
+    if not value and following and not following[0].startswith("-") and "=" not in following[0]:
+        value = following[0]
+    raise ConfigError(
+        f"{dashed}: options are written {key}={value or 'VALUE'}, without dashes; --help shows all "
+        "keys."
+    )
 
 
 def _mendable(error: BaseException | None) -> DermalyzeError | None:
