@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from dermalyze.allocation import keep_freed_memory
 from dermalyze.compute import choose_device, choose_precision
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.inference.answer import Answer
@@ -60,6 +61,7 @@ def assess(config: Node) -> Assessment:
     )
     config = {**config, "checkpoint": here}
     device = choose_device(config["device"])
+    keep_freed_memory()
     views: Views = instantiate(config["tta"], _convert_="all")
     method: Ensemble = instantiate(config["ensemble"], _convert_="all")
     facts = read_members(config["checkpoint"])

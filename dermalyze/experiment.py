@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dermalyze.allocation import keep_freed_memory
 from dermalyze.checkpoint_file import BEST, remove_leftovers
 from dermalyze.compute import choose_device, choose_precision, numerics, set_threads
 from dermalyze.config import raise_problems
@@ -124,6 +125,7 @@ def _train(
 ) -> Outcome:
     training: Node = config["training"]
     threads = set_threads(training["threads"])
+    keep_freed_memory()
     precision = choose_precision(training["amp"], device)
     versions = {
         **software(device=str(device), threads=threads, precision=str(precision)),

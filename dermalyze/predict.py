@@ -15,11 +15,13 @@ logger = logging.getLogger("dermalyze")
 def main(cfg: DictConfig) -> None:
     """Predict, and say where the results are; images that failed make the exit code 2."""
     # Imported here, so that --help and --cfg job need no torch.
+    from dermalyze.allocation import keep_freed_memory
     from dermalyze.errors import DataError
     from dermalyze.prediction.many import predict_many
     from dermalyze.schema import Prediction, checked
     from dermalyze.taxonomy import DISCLAIMER
 
+    keep_freed_memory()
     tally = predict_many(checked(cfg, Prediction))
     where = "on the screen; output=predictions.csv keeps them"
     if cfg.output is not None:

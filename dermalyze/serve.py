@@ -13,10 +13,12 @@ from dermalyze.command import command
 def main(cfg: DictConfig) -> None:
     """Answer until it is stopped."""
     # Imported here, so that --help and --cfg job need no torch.
+    from dermalyze.allocation import keep_freed_memory
     from dermalyze.schema import checked
     from dermalyze.serving.schema import Serving
     from dermalyze.serving.server import serve
 
+    keep_freed_memory()
     with suppress(KeyboardInterrupt):  # how a server is ended, after its last answer
         serve(checked(cfg, Serving))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hydra.utils import instantiate
 from timm.data import create_loader
 from torch.utils.data import DataLoader
 
+from dermalyze.benchmarks.apart import Peers, apart
 from dermalyze.benchmarks.input import cached_store
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
@@ -54,52 +57,20 @@ def measure(
         ConfigError: words that `train` refuses; too few files, or no number of those to draw.
     """
     config = config_of(options)
-    backbone, image_size = config["model"]["backbone"], config["data"]["image_size"]
-    batch_size = config["training"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
         paths = given_files(root, images) if root else drawn_files(Path(folder), images)
-        labels = labels_of(len(paths)).tolist()
-        built = 0
-
-        def fresh() -> Path:
-            nonlocal built
-            built += 1
-            return Path(folder) / f"cache{built}"
-
-        def usual(count: int) -> Callable[[], None]:
-            step = plain_step(backbone)
-            files = pillow_files(paths, labels, size=image_size)
-            loader = DataLoader(
-                files, batch_size=batch_size, shuffle=True, num_workers=count, drop_last=True
-            )
-            return lambda: run_through(loader, step)
-
-        def of_timm(count: int) -> Callable[[], None]:
-            step = plain_step(backbone)
-            files = TimmFiles(paths, labels, read=read_by_pillow, change=torch.as_tensor)
-            loader = create_loader(
-                files,
-                input_size=(3, image_size, image_size),
-                batch_size=batch_size,
-                is_training=True,
-                hflip=0.5,
-                vflip=0.3,
-                color_jitter=0.2,
-                num_workers=count,
-                use_prefetcher=False,
-                persistent_workers=False,
-            )
-            return lambda: run_through(loader, step)
-
-        ours = our_epoch(paths, fresh(), config)
-        peers = {f"DataLoader, {count} workers": usual(count) for count in workers}
-        peers |= {f"timm's loader, {count} workers": of_timm(count) for count in workers}
-        peers[OURS] = ours
-        peers[FIRST] = lambda: our_epoch(paths, fresh(), config)()
-        seconds = in_turns(peers, repeats=repeats, title="epoch", between=lambda: None)
+        shared: dict[str, Any] = {"paths": paths, "options": [*options]}
+        with (
+            apart(others, keeps_memory=False, workers=[*workers], **shared) as theirs,
+            apart(our_own, keeps_memory=True, folder=Path(folder), **shared) as ours,
+        ):
+            peers = theirs | ours
+            seconds = in_turns(peers, repeats=repeats, title="epoch", between=lambda: None)
     usuals = [name for name in seconds if name.startswith("DataLoader")]
     best = min(usuals, key=lambda name: float(np.median(seconds[name])))
     rows = rate_rows(seconds, images=len(paths), yardstick=best)
+    backbone, image_size = config["model"]["backbone"], config["data"]["image_size"]
+    batch_size = config["training"]["batch_size"]
     model = f"{backbone} at {image_size} pixels, batches of {batch_size}"
     title = (
         f"an epoch of {len(paths):,} {'real' if root else 'drawn'} images, {model}, "
@@ -117,6 +88,50 @@ def measure(
     about = {"root": root, "images": len(paths), "options": [*options], "model": model}
     numbers = {"epoch": rows, **about, "seconds_for_ham10000": estimate}
     return Report(title, table, numbers, Bars("images/s", rows))
+
+
+def others(*, paths: list[Path], options: Sequence[str], workers: Sequence[int]) -> Peers:
+    """Return epochs over a DataLoader in the usual style, and over timm's loader."""
+    config = config_of(options)
+    backbone, image_size = config["model"]["backbone"], config["data"]["image_size"]
+    batch_size = config["training"]["batch_size"]
+    labels = labels_of(len(paths)).tolist()
+
+    def usual(number: int) -> Callable[[], None]:
+        files = pillow_files(paths, labels, size=image_size)
+        loader = DataLoader(
+            files, batch_size=batch_size, shuffle=True, num_workers=number, drop_last=True
+        )
+        return partial(run_through, loader, plain_step(backbone))
+
+    def of_timm(number: int) -> Callable[[], None]:
+        files = TimmFiles(paths, labels, read=read_by_pillow, change=torch.as_tensor)
+        loader = create_loader(
+            files,
+            input_size=(3, image_size, image_size),
+            batch_size=batch_size,
+            is_training=True,
+            hflip=0.5,
+            vflip=0.3,
+            color_jitter=0.2,
+            num_workers=number,
+            use_prefetcher=False,
+            persistent_workers=False,
+        )
+        return partial(run_through, loader, plain_step(backbone))
+
+    peers = {f"DataLoader, {number} workers": usual(number) for number in workers}
+    return peers | {f"timm's loader, {number} workers": of_timm(number) for number in workers}
+
+
+def our_own(*, paths: list[Path], options: Sequence[str], folder: Path) -> Peers:
+    """Return an epoch from a cache, and one that builds its cache first, in a folder."""
+    config, caches = config_of(options), (folder / f"cache{number}" for number in count())
+
+    def first() -> None:
+        our_epoch(paths, next(caches), config)()
+
+    return {OURS: our_epoch(paths, next(caches), config), FIRST: first}
 
 
 def given_files(root: str, images: int | None) -> list[Path]:

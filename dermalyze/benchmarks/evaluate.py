@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import nn
 
+from dermalyze.benchmarks.apart import Peers, apart
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.input import cached_store
 from dermalyze.benchmarks.photographs import photographs
@@ -22,6 +23,7 @@ from dermalyze.benchmarks.timing import Bars, Report, in_turns
 from dermalyze.benchmarks.training import labels_of, our_training
 from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR, plain
+from dermalyze.data.batches import ImageStore
 from dermalyze.inference.forward import predict_probabilities, predict_views
 from dermalyze.inference.views import SYMMETRIES, Views
 from dermalyze.reporting.results import results
@@ -30,6 +32,7 @@ from dermalyze.taxonomy import HAM10000_CODES
 
 ONE_BY_ONE, VIEW_BY_VIEW = "one image and view at a time", "one view of a batch at a time"
 TOGETHER = "ours, all views in one batch"
+WHOLE = "an evaluation"
 
 
 def measure(
@@ -50,57 +53,31 @@ def measure(
         images: how many are evaluated.
     """
     with tempfile.TemporaryDirectory() as folder:
-        paths = photographs(Path(folder), images=images)
-        store = cached_store(paths, Path(folder) / "cache", image_size=image_size)
-        state, _ = our_training(
-            store, backbone=backbone, image_size=image_size, options=["augmentation=none"]
-        )
-        precision = Precision(torch.device("cpu"), None)
-        views: Views = instantiate(OmegaConf.load(CONF_DIR / "tta" / "medium.yaml"))
-        few_N = np.arange(min(images, batch_size))
-
-        def one_by_one() -> None:
-            with torch.inference_mode():
-                for row in np.array_split(few_N, len(few_N)):
-                    for symmetry in SYMMETRIES.values():
-                        state.model(symmetry(store.batch(row)))
-
-        def view_by_view() -> None:
-            with torch.inference_mode():
-                images_BCHW = store.batch(few_N)
-                for symmetry in SYMMETRIES.values():
-                    state.model(symmetry(images_BCHW))
-
-        def together() -> None:
-            predict_views(
-                state.model, store, few_N, views=views, batch_size=batch_size, precision=precision
-            )
-
-        state.model.eval()
-        peers: dict[str, Callable[[], object]] = {
-            ONE_BY_ONE: one_by_one,
-            VIEW_BY_VIEW: view_by_view,
-            TOGETHER: together,
+        shared: dict[str, Any] = {
+            "paths": photographs(Path(folder), images=images),
+            "cache": Path(folder) / "cache",
+            "backbone": backbone,
+            "image_size": image_size,
+            "batch_size": batch_size,
         }
-        seconds = in_turns(peers, repeats=repeats, title="evaluate", between=lambda: None)
-        rows = rate_rows(seconds, images=len(few_N), yardstick=VIEW_BY_VIEW)
-
-        started = time.perf_counter()
-        probs_NK = predict_probabilities(
-            state.model, store, np.arange(images), batch_size=batch_size, precision=precision
-        )
-        forward = time.perf_counter() - started
-        outside = seconds_of_report(probs_NK, paths, Path(folder) / "evaluation")
+        with (
+            apart(others, keeps_memory=False, **shared) as theirs,
+            apart(our_own, keeps_memory=True, **shared) as ours,
+        ):
+            peers = {**theirs, TOGETHER: ours[TOGETHER]}
+            seconds = in_turns(peers, repeats=repeats, title="evaluate", between=lambda: None)
+            forward, outside = ours[WHOLE]()
+    rows = rate_rows(seconds, images=min(images, batch_size), yardstick=VIEW_BY_VIEW)
     share = outside / (forward + outside)
     title = (
         f"evaluation with {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
-        f"{len(views)} views, {repeats} runs each"
+        f"{len(SYMMETRIES)} views, {repeats} runs each"
     )
     table = rate_table(rows)
-    alone, _, ours = rows
+    alone, _, together = rows
     table.append(
-        f"ours: {ours['ratio']:.2f} times {VIEW_BY_VIEW}, "
-        f"{ours['ratio'] / alone['ratio']:.2f} times {ONE_BY_ONE}"
+        f"ours: {together['ratio']:.2f} times {VIEW_BY_VIEW}, "
+        f"{together['ratio'] / alone['ratio']:.2f} times {ONE_BY_ONE}"
     )
     table.append(
         f"of {images} images without views: {forward:.1f} s forward, {outside:.1f} s all that "
@@ -108,6 +85,62 @@ def measure(
     )
     numbers = {"evaluate": rows, "forward": forward, "outside": outside, "share": share}
     return Report(title, table, numbers, Bars("images/s, 8 views each", rows))
+
+
+def predicting(
+    paths: list[Path], cache: Path, *, backbone: str, image_size: int
+) -> tuple[nn.Module, ImageStore]:
+    """Return a model that predicts, of random weights, and its images."""
+    store = cached_store(paths, cache, image_size=image_size)
+    options = ["augmentation=none"]
+    state, _ = our_training(store, backbone=backbone, image_size=image_size, options=options)
+    return state.model.eval(), store
+
+
+def others(
+    *, paths: list[Path], cache: Path, backbone: str, image_size: int, batch_size: int
+) -> Peers:
+    """Return loops over views, of an image alone and of as many as ours shows at once."""
+    model, store = predicting(paths, cache, backbone=backbone, image_size=image_size)
+    few_N = np.arange(min(len(paths), batch_size))
+
+    def one_by_one() -> None:
+        with torch.inference_mode():
+            for row in np.array_split(few_N, len(few_N)):
+                for symmetry in SYMMETRIES.values():
+                    model(symmetry(store.batch(row)))
+
+    def view_by_view() -> None:
+        with torch.inference_mode():
+            images_BCHW = store.batch(few_N)
+            for symmetry in SYMMETRIES.values():
+                model(symmetry(images_BCHW))
+
+    return {ONE_BY_ONE: one_by_one, VIEW_BY_VIEW: view_by_view}
+
+
+def our_own(
+    *, paths: list[Path], cache: Path, backbone: str, image_size: int, batch_size: int
+) -> Peers:
+    """Return our views, and an evaluation of all images: seconds of it in the model and outside."""
+    model, store = predicting(paths, cache, backbone=backbone, image_size=image_size)
+    few_N = np.arange(min(len(paths), batch_size))
+    views: Views = instantiate(OmegaConf.load(CONF_DIR / "tta" / "medium.yaml"))
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": Precision(torch.device("cpu"), None),
+    }
+
+    def together() -> None:
+        predict_views(model, store, few_N, views=views, **how)
+
+    def whole() -> tuple[float, float]:
+        started = time.perf_counter()
+        probs_NK = predict_probabilities(model, store, np.arange(len(paths)), **how)
+        forward = time.perf_counter() - started
+        return forward, seconds_of_report(probs_NK, paths, cache.parent / "evaluation")
+
+    return {TOGETHER: together, WHOLE: whole}
 
 
 def seconds_of_report(probs_NK: np.ndarray, paths: list[Path], folder: Path) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from dermalyze.benchmarks.apart import Peers, apart
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
 from dermalyze.benchmarks.training import CLASSES, our_training, random_store
@@ -64,32 +65,63 @@ def measure(
         batch_sizes: images shown at once.
         calibration_images: of noise; not of a run.
     """
-    largest = max(*batch_sizes, calibration_images, CLASSES)
     if checkpoint is None:
-        store = random_store(largest, image_size=image_size)
-        networks = models(
-            store, backbone, image_size=image_size, calibration_images=calibration_images
-        )
         notes = [UNCHECKED]
     else:
-        trained, networks, notes = exported_models(checkpoint)
+        trained, _, notes = exported_models(checkpoint)
         backbone, image_size = trained.description["backbone"], trained.preprocess.image_size
-        store = random_store(largest, image_size=image_size)
+    largest = max(*batch_sizes, calibration_images, CLASSES)
+    shared = {"backbone": backbone, "image_size": image_size, "images": largest}
     rows: list[dict[str, Any]] = []
-    for size in batch_sizes:
-        images = size * math.ceil(min(MOST_BATCHES, largest / size))
-        peers: dict[str, Callable[[], object]] = {
-            f"batch {size}, {name}": partial(predict, network, store, images, batch_size=size)
-            for name, network in networks.items()
-        }
-        seconds = in_turns(peers, repeats=repeats, title=f"batch {size}", between=lambda: None)
-        rows += rate_rows(seconds, images=images, yardstick=f"batch {size}, {EAGER}")
+    with (
+        apart(others, keeps_memory=False, **shared) as theirs,
+        apart(
+            our_own,
+            keeps_memory=True,
+            checkpoint=checkpoint,
+            calibration_images=calibration_images,
+            **shared,
+        ) as ours,
+    ):
+        for size in batch_sizes:
+            images = size * math.ceil(min(MOST_BATCHES, largest / size))
+            peers: Peers = {
+                f"batch {size}, {name}": partial(predict, images, batch_size=size)
+                for name, predict in (theirs | ours).items()
+            }
+            seconds = in_turns(peers, repeats=repeats, title=f"batch {size}", between=lambda: None)
+            rows += rate_rows(seconds, images=images, yardstick=f"batch {size}, {EAGER}")
     title = (
         f"inference of {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
         f"{repeats} runs each; ratios to eager at the same batch size"
     )
     numbers = {"infer": rows, "checkpoint": checkpoint, "notes": notes}
     return Report(title, [*rate_table(rows), *notes], numbers, Bars("images/s", rows))
+
+
+def others(*, backbone: str, image_size: int, images: int) -> Peers:
+    """Return the predictions of timm's network."""
+    store = random_store(images, image_size=image_size)
+    return {EAGER: partial(predict, Eager(backbone).eval(), store)}
+
+
+def our_own(
+    *,
+    checkpoint: str | None,
+    backbone: str,
+    image_size: int,
+    images: int,
+    calibration_images: int,
+) -> Peers:
+    """Return the predictions of our networks."""
+    store = random_store(images, image_size=image_size)
+    if checkpoint is None:
+        networks = models(
+            store, backbone, image_size=image_size, calibration_images=calibration_images
+        )
+    else:
+        _, networks, _ = exported_models(checkpoint)
+    return {name: partial(predict, network, store) for name, network in networks.items()}
 
 
 def predict(model: nn.Module, store: ImageStore, images: int, *, batch_size: int) -> None:
@@ -123,7 +155,6 @@ def exported_models(checkpoint: str) -> tuple[TrainedModel, dict[str, nn.Module]
     if not isinstance(trained.model, Classifier):
         raise CheckpointError(f"infer.checkpoint={checkpoint}: is an export itself. Give its run.")
     networks: dict[str, nn.Module] = {
-        EAGER: Eager(trained.description["backbone"]).eval(),
         OURS: trained.model,
     }
     notes = []
@@ -144,7 +175,7 @@ def exported_models(checkpoint: str) -> tuple[TrainedModel, dict[str, nn.Module]
         if name == INT8:
             said += f", {len(found['in_float32'])} of {found['layers']} layers in float32"
         notes.append(said)
-    if len(networks) == 2:
+    if len(networks) == 1:
         raise CheckpointError(
             f"infer.checkpoint={checkpoint}: no export to time.\n" + "\n".join(notes)
         )
@@ -190,7 +221,6 @@ def models(
         why_not=lambda graph: None,
     )
     return {
-        EAGER: Eager(backbone).eval(),
         OURS: state.model.eval(),
         FLOAT: network(graph),
         INT8: network(int8.graph),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from dermalyze.benchmarks.apart import Peers, apart
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
 from dermalyze.benchmarks.training import (
@@ -25,6 +26,7 @@ from dermalyze.engine.step import TrainingStep
 PLAIN, BARE = "eager, contiguous", "ours, as much as eager"
 TIMM, AVERAGED = "timm's, with average", "ours, as much as timm's"
 WHOLE = "ours, with augmentation and average"
+SHARES = "shares"
 STEPS = 3
 NOTES = (
     "timm's: create_optimizer_v2, ModelEmaV3 and dispatch_clip_grad, composed as its train script "
@@ -40,10 +42,42 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
     does not do: augmentation, and for the plain step the moving average too. The shares are those
     of whole steps, by torch's profiler.
     """
+    options = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
+    with (
+        apart(others, keeps_memory=False, **options) as theirs,
+        apart(our_own, keeps_memory=True, **options) as ours,
+    ):
+        each = theirs | ours
+        peers = {name: each[name] for name in (PLAIN, BARE, TIMM, AVERAGED, WHOLE)}
+        seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
+        parts: dict[str, float] = ours[SHARES]()
+    rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
+    title = (
+        f"a training step of {backbone} at {image_size} pixels, batches of {batch_size}, "
+        f"{torch.get_num_threads()} threads, {repeats} runs each"
+    )
+    table = [*rate_table(rows), *NOTES]
+    table.append(f"shares of a step, {WHOLE}:")
+    table += [f"  {part:<12}{share:>8.1%}" for part, share in parts.items()]
+    return Report(title, table, {"step": rows, "shares": parts}, Bars("images/s", rows))
+
+
+def others(*, backbone: str, image_size: int, batch_size: int) -> Peers:
+    """Return the plainest step of torch, and timm's."""
     store = random_store(batch_size, image_size=image_size)
-    rows_B = np.arange(batch_size)
-    images_BCHW = store.batch(rows_B).float().contiguous() / 255
+    images_BCHW = store.batch(np.arange(batch_size)).float().contiguous() / 255
     labels_B = torch.from_numpy(labels_of(batch_size))
+
+    def by(step: Step) -> None:
+        for _ in range(STEPS):
+            step(images_BCHW, labels_B)
+
+    return {PLAIN: partial(by, plain_step(backbone)), TIMM: partial(by, timm_step(backbone))}
+
+
+def our_own(*, backbone: str, image_size: int, batch_size: int) -> Peers:
+    """Return our step, doing more and more, and what finds the shares of all that it does."""
+    store, rows_B = random_store(batch_size, image_size=image_size), np.arange(batch_size)
     made = {
         BARE: ["augmentation=none", "ema=off"],
         AVERAGED: ["augmentation=none", "ema=on"],
@@ -58,32 +92,8 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
         )
         for name, options in made.items()
     }
-
-    def by(theirs: Step) -> None:
-        for _ in range(STEPS):
-            theirs(images_BCHW, labels_B)
-
-    def of(name: str) -> None:
-        take_steps(*ours[name], rows_B)
-
-    peers = {
-        PLAIN: partial(by, plain_step(backbone)),
-        BARE: partial(of, BARE),
-        TIMM: partial(by, timm_step(backbone)),
-        AVERAGED: partial(of, AVERAGED),
-        WHOLE: partial(of, WHOLE),
-    }
-    seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
-    rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
-    parts = shares(*ours[WHOLE], rows_B)
-    title = (
-        f"a training step of {backbone} at {image_size} pixels, batches of {batch_size}, "
-        f"{torch.get_num_threads()} threads, {repeats} runs each"
-    )
-    table = [*rate_table(rows), *NOTES]
-    table.append(f"shares of a step, {WHOLE}:")
-    table += [f"  {part:<12}{share:>8.1%}" for part, share in parts.items()]
-    return Report(title, table, {"step": rows, "shares": parts}, Bars("images/s", rows))
+    steps = {name: partial(take_steps, *training, rows_B) for name, training in ours.items()}
+    return {**steps, SHARES: partial(shares, *ours[WHOLE], rows_B)}
 
 
 def take_steps(state: TrainState, step: TrainingStep, rows_B: np.ndarray) -> None:

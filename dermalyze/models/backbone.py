@@ -12,6 +12,9 @@ from torch import nn
 
 from dermalyze.errors import ConfigError, nearest
 
+# Their gradient needs what came in, so that training would copy it before it is overwritten.
+_KEEP_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
+
 
 class Backbone(nn.Module):
     """A timm network without its own pooling and classifier.
@@ -40,6 +43,9 @@ class Backbone(nn.Module):
         check_name(name)
         self.name = name
         self.network: Any = _create(name, pretrained, weights_file, image_size)
+        for module in self.network.modules():
+            if isinstance(module, _KEEP_INPUT):
+                module.inplace = False
         self.out_channels = int(self.network.num_features)
         config: dict[str, Any] = self.network.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(float(value) for value in config["mean"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_models import make_run
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dermalyze.benchmarks import chart, epoch, evaluate, infer, input, memory, scale, step
+from dermalyze.benchmarks import apart, chart, epoch, evaluate, infer, input, memory, scale, step
 from dermalyze.benchmarks.cache import write_photographs
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.infer import EAGER, INT8, OURS, models
@@ -35,6 +36,12 @@ from dermalyze.inference.loading import load_model
 from dermalyze.inference.onnx_file import sealed
 
 SIZE = 32
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers run in threads, since what they do is asked, and a process takes seconds to start."""
+    monkeypatch.setattr(apart, "_own_process", lambda: ThreadPoolExecutor(1))
 
 
 def small_photographs(folder: Path, *, images: int) -> list[Path]:
@@ -108,6 +115,7 @@ def test_every_peer_of_a_part_is_in_its_report() -> None:
     assert report.bars == Bars("images/s on one core", report.numbers["input"])
 
 
+@pytest.mark.usefixtures("here")
 def test_the_shares_of_a_step_make_a_whole() -> None:
     report = step.measure(repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8)
     rows = [row["what"] for row in report.numbers["step"]]
@@ -141,6 +149,7 @@ def test_ours_is_what_train_builds() -> None:
     assert composed("train", ["loss=focal"]).loss._target_.endswith("FocalLoss")
 
 
+@pytest.mark.usefixtures("here")
 def test_the_words_of_train_say_what_an_epoch_is_of(tmp_path: Path) -> None:
     """On files of one's own: model, size, batches and sampler come from the words."""
     given = small_photographs(tmp_path, images=9)
@@ -175,6 +184,7 @@ def test_a_whole_recipe_is_an_epochs_words_and_metadata_are_refused() -> None:
         config_of(["model/metadata=film"])
 
 
+@pytest.mark.usefixtures("here")
 def test_views_have_both_peers_and_ratios_to_both(monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "photographs", small_photographs)
     monkeypatch.setattr(evaluate, "seconds_of_report", lambda *_: 1.0)
@@ -213,6 +223,7 @@ def exported(run: Path, name: str, **changes: object) -> None:
     (run / name).write_bytes(sealed(graph, header))
 
 
+@pytest.mark.usefixtures("here")
 def test_a_runs_own_exports_are_timed_and_others_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", disclaimer="")
     size = {"backbone": "not looked at", "image_size": 999, "calibration_images": 1}
@@ -249,7 +260,7 @@ def test_the_networks_of_inference_see_the_same_pixels_and_int8_is_int8() -> Non
     exact = logits[OURS]
     for name, values in logits.items():
         assert values.shape == exact.shape == (4, 7)
-        if name not in (EAGER, OURS):  # torch's plain one has weights of its own
+        if name != OURS:
             close = 0.1 if name == INT8 else 1e-4
             torch.testing.assert_close(values, exact, rtol=0, atol=close)
     assert not torch.equal(logits[INT8], exact)

@@ -24,8 +24,8 @@ MODULES = {
 # package do. What is not named here has no place yet: give it one, as low as it can stand.
 FLOORS = (
     # 0: words and chance
-    {"config_part", "errors", "files", "machine", "quick_yaml", "randomness", "redaction"}
-    | {"taxonomy"},
+    {"allocation", "config_part", "errors", "files", "machine", "quick_yaml", "randomness"}
+    | {"redaction", "taxonomy"},
     # 1: numbers without torch: tables, pictures, metrics, and what a run's folder says
     {"config", "contradictions", "data", "evaluation", "evaluation_options"}
     | {"frequency_correction", "launch", "multirun_folder", "run_folder", "sweep_folder"},
