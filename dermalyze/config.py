@@ -162,7 +162,9 @@ def target_problems(path: str, node: dict[str, Any]) -> list[str]:
             problems.append(f"{path}.{key}: missing; {name} needs it")
     hints = _type_hints(target)
     for key, value in given.items():
-        if key in hints and not (isinstance(value, dict) and "_target_" in value):
+        if group := group_problem(f"{path}.{key}", value):
+            problems.append(group)
+        elif key in hints and not (isinstance(value, dict) and "_target_" in value):
             problems.extend(_type_problems(f"{path}.{key}", value, hints[key]))
     return problems
 
@@ -197,6 +199,23 @@ def _type_problems(path: str, value: object, annotation: Any) -> list[str]:
         reasons = reasons or "a node with a _target_ is needed here"
         return [f"{path}={value!r} ({type(value).__name__}): {reasons}"]
     return []
+
+
+def group_problem(path: str, value: object) -> str | None:
+    """Return what is wrong with a word where a group's option stands, `data.split=kfold`, if it is.
+
+    Args:
+        path: dotted, of the value.
+        value: what was found there.
+    """
+    group = path.replace(".", "/")
+    options = sorted(option.stem for option in (CONF_DIR / group).glob("*.yaml"))
+    if not options or not isinstance(value, str):
+        return None
+    told = f"{path}={value}: {group} is a group of options"
+    if value in options:
+        return f"{told}; write {group}={value}"
+    return f"{told}, and {value!r} is none of them.{nearest(value, options)} Write {group}=OPTION"
 
 
 def all_target_problems(container: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, open_dict
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from dermalyze.config import all_target_problems, plain, raise_problems
+from dermalyze.config import all_target_problems, group_problem, plain, raise_problems
 from dermalyze.config_part import ConfigPart
 from dermalyze.contradictions import contradictions
 from dermalyze.errors import nearest
@@ -258,7 +258,8 @@ def _described(schema: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{path}: missing"
     value = detail["input"]
-    return f"{path}={value!r} ({type(value).__name__}): {detail['msg']}"
+    typed = f"{path}={value!r} ({type(value).__name__}): {detail['msg']}"
+    return group_problem(path, value) or typed
 
 
 def _siblings(schema: type[BaseModel], place: list[str]) -> list[str]:

@@ -122,6 +122,19 @@ def problems(cfg: DictConfig) -> list[str]:
         ("training.threads=all", "training.threads='all' (str): Input should be a valid integer"),
         ("+loss.class_counts=[1]", "loss.class_counts=[1]: set by the run itself; take it out"),
         ("~sampler", "sampler: missing"),
+        (
+            "data.split=kfold",
+            "data.split=kfold: data/split is a group of options; write data/split=kfold",
+        ),
+        (
+            "model.head=gem",
+            "model.head=gem: model/head is a group of options; write model/head=gem",
+        ),
+        (
+            "model.metadata=fim",
+            "model.metadata=fim: model/metadata is a group of options, and 'fim' is none of them. "
+            "Did you mean 'film'? Write model/metadata=OPTION",
+        ),
     ],
 )
 def test_what_people_type_is_refused_with_place_value_and_mend(
