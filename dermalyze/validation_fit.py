@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dermalyze.evaluation.calibration import bound_note
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.identity import run_of, trained_as
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.reporting.fitted import fit_on_validation, keep, kept
 from dermalyze.reporting.unlike_training import fit_unlikeness
+
+logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
@@ -35,6 +39,8 @@ def validation_fit(
 ) -> tuple[Node | None, str | None]:
     """Return what `fit_on_validation` and `fit_unlikeness` find; or None, and why there is none.
 
+    A temperature that is a bound of its search is warned of.
+
     Args:
         config: checked, plain, of `python -m dermalyze.evaluate`.
         facts: of the models.
@@ -55,6 +61,7 @@ def validation_fit(
     }
     fitted = kept(home, about)
     if fitted is not None and "members" in fitted:  # else an older fit, which is made anew
+        _warn_at_bound(fitted)
         return fitted, None
     if config["data"].get("source") is not None:
         return None, "not fitted yet: evaluate split=test of the model's own run first"
@@ -71,4 +78,10 @@ def validation_fit(
     )
     home.mkdir(parents=True, exist_ok=True)
     keep(home, about, fitted)
+    _warn_at_bound(fitted)
     return fitted, None
+
+
+def _warn_at_bound(fitted: Node) -> None:
+    if note := bound_note(fitted["temperature"]):
+        logger.warning("the %s", note)

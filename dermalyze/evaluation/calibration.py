@@ -20,6 +20,7 @@ from dermalyze.evaluation.metrics import (
 Floats = npt.NDArray[np.float64]
 
 _COLDEST, _HOTTEST = 0.05, 20.0  # beyond, probabilities are all 0 and 1, or all equal
+_AT_BOUND = 1e-4  # relative; the search ends within 1e-6 of a bound
 
 
 def fit_temperature(labels_N: np.ndarray, probs_NK: np.ndarray) -> float:
@@ -42,6 +43,18 @@ def fit_temperature(labels_N: np.ndarray, probs_NK: np.ndarray) -> float:
     bounds = (np.log(_COLDEST), np.log(_HOTTEST))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
+
+
+def bound_note(temperature: float) -> str | None:
+    """Return that a fitted temperature is a bound of the search and no optimum, None if it is."""
+    for bound, how in ((_COLDEST, "far from sure enough"), (_HOTTEST, "far too sure")):
+        if abs(temperature / bound - 1) < _AT_BOUND:
+            return (
+                f"temperature {bound:g} is a bound of the search ({_COLDEST:g} to {_HOTTEST:g}), "
+                f"not an optimum: on validation the model is {how}, and what is calibrated by it "
+                "means little"
+            )
+    return None
 
 
 def with_temperature(probs_NK: np.ndarray, temperature: float) -> Floats:

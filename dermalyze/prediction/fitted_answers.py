@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dermalyze.evaluation.calibration import with_temperature
+from dermalyze.evaluation.calibration import bound_note, with_temperature
 from dermalyze.prediction.ways import Way
 from dermalyze.reporting.fitted import NO_THRESHOLD, sets_of
 
@@ -51,6 +51,8 @@ def fitted_answers(
         f"{100 * about['abstention']['error']:g}% of those images were mistaken"
     )
     note = f"temperature {fitted['temperature']:.4f}, fitted on {images} images of validation"
+    if at_bound := bound_note(fitted["temperature"]):
+        note += f" ({at_bound})"
     return [
         FittedAnswer(
             prediction_set=tuple(np.array(classes)[set_K].tolist()),

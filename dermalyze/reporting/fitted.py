@@ -13,6 +13,7 @@ import numpy as np
 from dermalyze.errors import DataError
 from dermalyze.evaluation.abstention import abstention_threshold, area, risk_coverage
 from dermalyze.evaluation.calibration import (
+    bound_note,
     calibration_errors,
     fit_temperature,
     reliability_table,
@@ -158,12 +159,13 @@ def calibration_report(
 
     "intervals" holds the estimates of nll, ece and brier, before and after; "members", of each of
     several models by what it says alone (probs_MNK), its own temperature and its errors before and
-    after.
+    after. "temperature_note" says where the temperature is a bound of its search.
     """
     report: Node = {
         "before": calibration_errors(labels_N, probs_NK),
         "reliability": reliability_table(labels_N, probs_NK),
         "temperature": None,
+        "temperature_note": None,
         "after": None,
         "reliability_after": None,
         "intervals": {"before": resampled.calibration_errors(labels_N, probs_NK), "after": None},
@@ -177,6 +179,7 @@ def calibration_report(
     after = resampled.calibration_errors(labels_N, cooled_NK)
     return report | {
         "temperature": fitted["temperature"],
+        "temperature_note": bound_note(fitted["temperature"]),
         "after": calibration_errors(labels_N, cooled_NK),
         "reliability_after": reliability_table(labels_N, cooled_NK),
         "intervals": {"before": report["intervals"]["before"], "after": after},

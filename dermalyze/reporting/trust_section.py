@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from dermalyze.data.page_tree import element, table
-from dermalyze.reporting.page_parts import ECE_LIES_HIGH, share_told, told
+from dermalyze.reporting.page_parts import ECE_LIES_HIGH, share_told, told, warning
 
 Node = dict[str, Any]
 
@@ -21,7 +21,10 @@ def trust_section(report: Node) -> list[Element]:
     content = [element("h2", "How far to trust a probability")]
     if calibration["temperature"] is None:
         return [*content, element("p", f"Not calibrated: {calibration['reason']}.")]
-    content += [_calibration(calibration), *_alone(calibration["members"], report["members"])]
+    content.append(_calibration(calibration))
+    if calibration["temperature_note"] is not None:
+        content.append(warning(f"The {calibration['temperature_note']}."))
+    content += _alone(calibration["members"], report["members"])
     content += [*_sets(report["sets"])]
     return [*content, _abstention(report["abstention"]), *_unlike(report["unlike_training"])]
 

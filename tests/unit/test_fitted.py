@@ -10,6 +10,8 @@ import pytest
 from dermalyze.errors import DataError
 from dermalyze.evaluation.calibration import calibration_errors, with_temperature
 from dermalyze.evaluation.intervals import interval, lesion_weights
+from dermalyze.prediction.fitted_answers import fitted_answers
+from dermalyze.prediction.ways import Way, method_of, views_of
 from dermalyze.reporting.fitted import (
     CALIBRATION,
     abstention_report,
@@ -23,6 +25,7 @@ from dermalyze.reporting.fitted import (
 )
 from dermalyze.reporting.measures import Bootstrap
 from dermalyze.reporting.resampled import Resampled
+from dermalyze.validation_fit import validation_fit
 
 SETS = {"level": 0.8, "penalty": 0.01, "free_ranks": 1}
 CLASSES = ["a", "b", "c"]
@@ -109,6 +112,46 @@ def test_each_of_several_models_is_told_by_its_own_temperature() -> None:
     cooled_NK = with_temperature(unsure_NK, two["temperature"])
     assert told[1]["before"] == calibration_errors(other_N, unsure_NK)
     assert told[1]["after"] == calibration_errors(other_N, cooled_NK)
+
+
+@pytest.mark.parametrize(
+    ("turn", "bound", "how"), [(0, 0.05, "far from sure enough"), (1, 20.0, "far too sure")]
+)
+def test_a_temperature_at_its_bound_is_said_to_be_one(turn, bound, how, tmp_path, caplog) -> None:
+    """Of a model that is always right, or never."""
+    _, probs_NK = sampled(0)
+    labels_N = (probs_NK.argmax(axis=1) + turn) % 3
+    found = fit_on_validation(labels_N, probs_NK, sets=SETS, abstention={"error": 0.1})
+    assert found["temperature"] == pytest.approx(bound, rel=2e-6)
+    said = (
+        f"temperature {bound:g} is a bound of the search (0.05 to 20), not an optimum: on "
+        f"validation the model is {how}, and what is calibrated by it means little"
+    )
+    how_told = {"resampled": resampled(), "why_not": None}
+    report = calibration_report(*sampled(1), found, **how_told)
+    assert report["temperature_note"] == said
+    assert calibration_report(*sampled(1), fitted(), **how_told)["temperature_note"] is None
+
+    asked = {"sets": SETS, "abstention": {"error": 0.1}, "unlike_training": {}}
+    about = {"models": [], "prediction": {"tta": "off"}, **asked}
+    for one, warned in ((found, [f"the {said}"]), (fitted(), [])):
+        keep(tmp_path, about, one)
+        caplog.clear()
+        again, _ = validation_fit(
+            asked,
+            [],
+            home=tmp_path,
+            prediction=about["prediction"],
+            on_validation=lambda: pytest.fail("it was fitted anew"),
+        )
+        assert again == one
+        assert caplog.messages == warned
+
+    fit = {"about": about, "fitted": found}
+    way = Way(views_of("off", None), method_of("mean", None), np.ones(1), fit, None)
+    answers = fitted_answers(way, probs_NK, CLASSES, "lac")
+    start = f"temperature {bound:.4f}, fitted on 300 images of validation ({said}); "
+    assert answers[0].calibration_note.startswith(start)
 
 
 def test_reports_on_other_images() -> None:

@@ -178,7 +178,9 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         ],
         "tta": {"views": ["identity", "horizontal"], "aggregation": "mean"},
     }
-    write_page(tmp_path, found.report | about)
+    assert found.report["calibration"]["temperature_note"] is None
+    at_bound = found.report["calibration"] | {"temperature_note": "temperature 20 is a bound"}
+    write_page(tmp_path, found.report | about | {"calibration": at_bound})
 
     seen = _Seen()
     seen.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -197,6 +199,7 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
     said = [text for text in seen.text if text.startswith("No test: these images chose the epoch")]
     assert len(said) == validated
     assert ("Not calibrated: no validation part." in seen.text) is not validated
+    assert ("The temperature 20 is a bound." in seen.text) is validated
     text = "".join(seen.text)
     assert ("of the images are flagged as unlike those of validation" in text) is validated
     if validated:
