@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from dermalyze.files import spreadsheet_cell, write_json, write_whole
 from dermalyze.reporting.comparison_page import CURVES, write_comparison_page
 from dermalyze.reporting.run_sections import SHOWN
 from dermalyze.taxonomy import DISCLAIMER
+
+logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
@@ -80,6 +83,11 @@ def compare(config: Node) -> Compared:
     runs = [run for group in groups for run in group.runs]
     if len(runs) < 2:
         raise ConfigError(f"runs: {runs[0]} alone. Give another run to hold it against.")
+    if len(groups) == 1:
+        logger.info(
+            "the runs differ in nothing but their seed, so they are one group with none to hold it "
+            "against; group_seeds=false holds each run against each"
+        )
     judged = read_judged(runs, config["split"])
     lesions_N = judged[runs[0]].lesion_ids_N
     trained_on = {run: np.isin(lesions_N, trained_lesions(run)) for run in runs}
@@ -112,11 +120,13 @@ def compare(config: Node) -> Compared:
 def write_comparison(found: Compared, output: str) -> Path:
     """Write all that was found as JSON, CSV, figures and a page; return their folder.
 
+    It takes the place of an earlier comparison there, and says so.
+
     Raises:
         DataError: the folder cannot be written.
     """
     folder = Path(output)
-    report = _as_node(found)
+    report, replaces = _as_node(found), (folder / "comparison.json").exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "comparison.json", report)
@@ -130,6 +140,8 @@ def write_comparison(found: Compared, output: str) -> Path:
         raise DataError(
             f"output={output}: cannot be written ({error}). Name another folder."
         ) from error
+    if replaces:
+        logger.info("replaced the comparison that %s held; output=FOLDER keeps both", folder)
     return folder
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from dermalyze import comparison
 from dermalyze.comparison import ALL, TRAINED, Compared, Result, compare, write_comparison
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.intervals import interval, lesion_weights, metric_draws
@@ -218,6 +219,24 @@ def refusal(*runs: str) -> str:
     with pytest.raises(DataError) as caught:
         compare(asked(*runs))
     return str(caught.value)
+
+
+def test_an_earlier_comparison_is_said_to_be_replaced(
+    runs: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    for slow in ("save_figure", "write_comparison_page"):
+        monkeypatch.setattr(comparison, slow, lambda *drawn: None)
+    found, output = compare(asked(*runs[:2], draws=2)), tmp_path / "both"
+    write_comparison(found, str(output))
+    assert caplog.messages == []
+    write_comparison(found, str(output))
+    assert caplog.messages == [
+        f"replaced the comparison that {output} held; output=FOLDER keeps both"
+    ]
 
 
 def test_runs_that_are_not_evaluated_say_what_to_run(runs: list[str], tmp_path: Path) -> None:

@@ -70,6 +70,21 @@ def test_spread_by_hand() -> None:
     assert error_of_difference(found, spread([0.5])) is None
 
 
+def test_seeds_of_one_group_alone_are_told_how_to_be_compared(
+    sweep: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs = [str(sweep / job) for job in "012"]
+    assert compare(asked(*runs, group_seeds=True, draws=2)).tests == []
+    assert caplog.messages == [
+        "the runs differ in nothing but their seed, so they are one group with none to hold it "
+        "against; group_seeds=false holds each run against each"
+    ]
+    caplog.clear()
+    assert len(compare(asked(*runs, group_seeds=False, draws=2)).tests) == 3
+    assert caplog.messages == []
+
+
 def test_a_multirun_is_groups_of_seeds_with_means_spreads_and_paired_intervals(
     sweep: Path,
 ) -> None:
