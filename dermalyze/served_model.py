@@ -55,7 +55,7 @@ class ServedModel(PythonModel):  # type: ignore[misc] # MLflow's classes are not
             first = failures[0]
             raise _refused(
                 f"{len(failures)} of {len(results)} images cannot be used. The first of them, "
-                f"{first.image}: {first.error}"
+                f"{first.image}: {first.error.removeprefix(f'{first.image}: ')}"
             )
         return pd.DataFrame([_row(one) for one in results if isinstance(one, Prediction)])
 

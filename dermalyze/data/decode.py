@@ -89,7 +89,9 @@ class PreprocessSpec:
         return cls(image_size=values["image_size"])
 
 
-def decode(source: str | Path | BinaryIO, spec: PreprocessSpec) -> NDArray[np.uint8]:
+def decode(
+    source: str | Path | BinaryIO, spec: PreprocessSpec, *, called: str | None = None
+) -> NDArray[np.uint8]:
     """Return the image as uint8 RGB, shape (image_size, image_size, 3), writable.
 
     Reads JPEG, PNG, BMP and WebP, up to 50 megapixels. In this order:
@@ -107,14 +109,15 @@ def decode(source: str | Path | BinaryIO, spec: PreprocessSpec) -> NDArray[np.ui
     unseen, because these formats carry no checksums.
 
     Args:
-        source: a path, or a seekable binary stream (named in errors by its `name`, if it has one).
+        source: a path, or a seekable binary stream.
         spec: what to make of it.
+        called: what errors call a stream; None: by its `name`, if it has one.
 
     Raises:
         DataError: missing, empty, truncated or damaged; not an image or of another format; more
             than 8 bits a channel; animated; over 50 megapixels.
     """
-    place, stream = _opened(source)
+    place, stream = _opened(source, called)
     with stream as file:
         image = _image(file, place)
         with _damage_told(place):
@@ -155,9 +158,9 @@ def _damage_told(place: str) -> Iterator[None]:
         raise _damaged(place, error) from error
 
 
-def _opened(source: str | Path | BinaryIO) -> tuple[str, Any]:
+def _opened(source: str | Path | BinaryIO, called: str | None) -> tuple[str, Any]:
     if not isinstance(source, str | os.PathLike):
-        return str(getattr(source, "name", "<stream>")), nullcontext(source)
+        return called or str(getattr(source, "name", "<stream>")), nullcontext(source)
     try:
         return str(source), Path(source).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

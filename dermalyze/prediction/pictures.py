@@ -71,7 +71,7 @@ def pixels_of(picture: Picture, spec: PreprocessSpec, name: str) -> NDArray[np.u
             f"{name}: {type(picture).__name__} is no image. Give a path, a Pillow image, or a "
             "uint8 array or tensor."
         )
-    return decode(picture, spec)
+    return decode(picture, spec, called=name)
 
 
 def _channels_last(image: torch.Tensor, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dermalyze.checkpoint_file import BEST, read_checkpoint
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_a_run_with_metadata_and_its_evaluation_with_and_without(python, tiny, phantoms, tmp_path):
     run = tmp_path / "run"
     told = ("model/metadata=film", "optimizer.lr=0.01", f"hydra.run.dir={run}")

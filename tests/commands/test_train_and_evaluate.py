@@ -117,6 +117,7 @@ def test_a_run_and_its_evaluation(trained, python):
     } <= names
 
 
+@pytest.mark.thorough
 def test_training_from_larger_pictures_is_judged_on_decoded_ones(python, tiny, trained, tmp_path):
     python("-m", "dermalyze.train", *tiny, "data.cache_size=48", "hydra.run.dir=larger")
     history = json.loads((tmp_path / "larger" / "training_history.json").read_text())
@@ -161,6 +162,7 @@ def test_lesions_that_were_seen_are_refused(trained, python, phantoms):
     )
 
 
+@pytest.mark.thorough
 def test_the_third_job_of_a_sweep_is_the_same_job_alone(python, tiny, tmp_path):
     sweep, alone = tmp_path / "sweep", tmp_path / "alone"
     common = (*tiny, "training.epochs=1")

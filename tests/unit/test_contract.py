@@ -207,8 +207,9 @@ def test_an_optimizer_by_its_target_keeps_the_contract(tmp_path: Path) -> None:
     assert type(Trial.of(*SMALL, *radam).state.optimizer) is torch.optim.RAdam
 
 
-# Their weights alone are gigabytes in a checkpoint with its moments.
-LARGE = {"efficientnet_v2_m", "efficientnet_v2_l"}
+# Hundreds of megabytes in a checkpoint with its moments, written and read.
+LARGE = {"convnext_tiny", "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s"}
+LARGE |= {"resnet50", "swin_tiny"}
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ def test_of_a_jpeg_with_several_pictures_the_first_is_taken():
         (Image.new("I;16", (20, 30)), "more than 8 bits a channel (Pillow mode I;16)"),
         (Image.new("F", (20, 30)), "more than 8 bits a channel"),
         (Image.new("1", (10_000, 5_001)), "over the limit of 50 megapixels"),
+        (io.BytesIO(b"no image"), "it: neither JPEG, PNG, BMP nor WebP, begins with b'no image'"),
         (None, "NoneType is no image"),
         (["a.jpg"], "list is no image"),
     ],
