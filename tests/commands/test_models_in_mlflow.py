@@ -90,7 +90,10 @@ def test_the_pyfunc_agrees_with_evaluate(trained, evaluated, files):
     example = model.predict(model.input_example)
     assert example[COLUMNS].to_numpy().sum() == pytest.approx(1, abs=1e-12)
 
-    for wrong, why in ((b"text", "them, image 1: neither JPEG"), ("%", "image 1: neither bytes nor")):
+    for wrong, why in (
+        (b"text", "them, image 1: neither JPEG"),
+        ("%", "image 1: neither bytes nor"),
+    ):
         with pytest.raises(MlflowException, match=why):
             model.predict(pd.DataFrame({"image": [files[0], wrong]}))
 
