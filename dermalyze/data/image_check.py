@@ -127,7 +127,9 @@ def thumbnails(rows: pd.DataFrame, image_ids: Iterable[str]) -> dict[str, str]:
     path_of = dict(zip(rows["image_id"], rows["path"], strict=True))
     spec = PreprocessSpec(image_size=THUMBNAIL_SIZE)
     pictures = {}
-    for image_id in sorted(set(image_ids)):
+    shown = sorted(set(image_ids))
+    quiet = None if shown else True  # None: where nobody looks
+    for image_id in tqdm(shown, "picturing", unit="image", disable=quiet):
         jpeg = io.BytesIO()
         Image.fromarray(decode(path_of[image_id], spec)).save(jpeg, "JPEG", quality=85)
         pictures[image_id] = base64.b64encode(jpeg.getvalue()).decode("ascii")

@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.fft import dctn, irfft2, rfft2
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from dermalyze.data.metadata_file import listed
 from dermalyze.errors import ConfigError, DataError
@@ -143,10 +144,13 @@ def similarities(grey_NHW: Grey, first: Positions, second: Positions) -> npt.NDA
         return phase_BHW
 
     result = np.empty(len(first), dtype=np.float32)
-    for start in range(0, len(first), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        crossed_BHW = phases(first[part]) * phases(second[part]).conj()
-        result[part] = irfft2(crossed_BHW, s=(height, width)).max(axis=(1, 2))
+    quiet = None if len(first) else True  # None: where nobody looks
+    with tqdm(total=len(first), desc="comparing", unit="pair", disable=quiet) as bar:
+        for start in range(0, len(first), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            crossed_BHW = phases(first[part]) * phases(second[part]).conj()
+            result[part] = irfft2(crossed_BHW, s=(height, width)).max(axis=(1, 2))
+            bar.update(len(crossed_BHW))
     return np.clip(result, 0, 1)
 
 

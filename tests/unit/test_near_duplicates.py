@@ -127,6 +127,22 @@ def test_more_pictures_than_a_block_come_out_as_one_by_one() -> None:
     assert similarities(grey_NHW, NOTHING, NOTHING).shape == (0,)
 
 
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_a_bar_counts_the_pairs_where_people_look(
+    looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: looked_at)
+    monkeypatch.setattr("sys.stderr", screen)
+    grey_NHW = np.random.default_rng(0).integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    pairs = np.zeros(300, dtype=np.int64)
+    similarities(grey_NHW, pairs, pairs + 1)
+    assert ("comparing: 100%" in screen.getvalue()) is looked_at
+    assert ("| 300/300 [" in screen.getvalue()) is looked_at
+    similarities(grey_NHW, NOTHING, NOTHING)
+    assert "0pair" not in screen.getvalue()
+
+
 def test_brightness_follows_bt601() -> None:
     primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     assert grey_picture(primaries).tolist() == [[76, 150, 29, 255]]
