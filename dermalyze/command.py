@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial, wraps
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -27,8 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dermalyze.config import CONF_DIR, register_resolvers
 from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, meant, nearest
+from dermalyze.fresh_folder import remove_if_fresh
 from dermalyze.launch import Launch, launch_of
-from dermalyze.run_folder import flat_parameters
+from dermalyze.run_folder import as_typed, flat_parameters
 from dermalyze.sweeps.job import run_job
 from dermalyze.sweeps.sweep import resumed_words, whole_sweep
 
@@ -67,6 +69,7 @@ def command(
                 logger.error("%s", mendable)
                 if may_raise:  # other jobs go on; Hydra counts this one as failed
                     raise mendable from error
+                _leave_no_folder()
                 raise SystemExit(2) from mendable
 
         @wraps(task)
@@ -125,6 +128,15 @@ def command(
         return main
 
     return decorate
+
+
+def _leave_no_folder() -> None:
+    """Remove the folder of a run that was refused; where several processes share it, it stays."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    alone = launch_of(os.environ).size == 1
+    if alone and remove_if_fresh(folder, job=hydra_config.job.name):
+        logger.info("nothing was made, so %s is removed again", as_typed(folder))
 
 
 def _why_not_together(launch: Launch, config_name: str, *, by_many: bool) -> str | None:

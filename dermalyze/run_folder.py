@@ -86,6 +86,12 @@ def load_config(folder: Path) -> DictConfig:
     return loaded
 
 
+def as_typed(folder: Path) -> Path:
+    """Return a folder as one would type it: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
 def working_directory(folder: Path) -> Path:
     """Return the folder that a run was started from, which its relative paths are relative to."""
     started: dict[str, str] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))

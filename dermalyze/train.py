@@ -18,7 +18,7 @@ logger = logging.getLogger("dermalyze")
 def main(cfg: DictConfig) -> float:
     """Train; return the best value of `training.monitor`, which sweeps select by."""
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.
-    from dermalyze.run_folder import CONFIG, resumed_config
+    from dermalyze.run_folder import CONFIG, as_typed, resumed_config
     from dermalyze.schema import check_run_values
     from dermalyze.search.trial_file import trial_number
     from dermalyze.taxonomy import DISCLAIMER
@@ -43,12 +43,11 @@ def main(cfg: DictConfig) -> float:
     shown = ", ".join(
         f"{name.replace('_', ' ')} {value:.4f}" for name, value in best.items() if value is not None
     )
-    shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     logger.info("best epoch %s on validation: %s", outcome.best["epoch"], shown)
     logger.info(
         "made %s. Next: python -m dermalyze.evaluate checkpoint=%s\nCompare runs: %s\n%s",
-        shown_folder,
-        shown_folder,
+        as_typed(folder),
+        as_typed(folder),
         outcome.how_to_look,
         DISCLAIMER,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dermalyze.errors import DermalyzeError
 
-_LOCK = ".run.lock"
+LOCK = ".run.lock"
 _OWNER = ".run.pid"
 
 
@@ -26,7 +26,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # late: most commands lock nothing
 
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     owner = folder / _OWNER
     try:
         lock.acquire(timeout=0)
@@ -50,7 +50,7 @@ def is_abandoned(folder: Path) -> bool:
         return True
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -43,8 +43,8 @@ FLOORS = (
     # 5: what wires a command together
     {"assessment", "benchmarks", "comparison", "experiment", "exporting.export_run", "served_model"}
     | {"run_report", "serving"},
-    # 6: many runs as one
-    {"sweeps"},
+    # 6: many runs as one, and none
+    {"fresh_folder", "sweeps"},
     # 7: what commands share
     {"command"},
     # 8: the commands

@@ -1,0 +1,16 @@
+"""A run that is refused before it has its images leaves nothing."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_refused_run_leaves_no_folder(python, tmp_path):
+    failed = python("-m", "dermalyze.train", "data.root=nowhere", expect=2)
+    (gone,) = re.findall(r"nothing was made, so (\S+) is removed again\n", failed.stdout)
+    assert re.fullmatch(r"outputs/train/[\d-]{10}_[\d-]{15}", gone)
+    assert [*(tmp_path / "outputs" / "train").iterdir()] == []
