@@ -35,6 +35,11 @@ def main(cfg: DictConfig) -> float:
     if resume:
         cfg = resumed_config(cfg, folder, list(hydra_config.overrides.task))
     check_run_values(cfg)
+    if hydra_config.mode is RunMode.RUN:  # of a job of a sweep Hydra has said something
+        logger.info(
+            "this run's folder is %s; loading torch, timm and MLflow takes some seconds",
+            as_typed(folder),
+        )
     from dermalyze.experiment import run_training  # later than wrong values are refused
 
     outcome = run_training(cfg, folder, resume=resume, trial=trial)
