@@ -54,6 +54,7 @@ def test_probabilities_are_divided_by_the_shares_that_the_checkpoint_names(
     assert report["metrics"] == pytest.approx(summary_metrics(labels, expected))
 
 
+@pytest.mark.thorough
 def test_a_model_that_corrected_nothing_is_adjusted_into_a_folder_of_its_own(
     python, tiny, tmp_path
 ):

@@ -121,6 +121,7 @@ def test_a_multirun_is_an_ensemble_of_all_its_runs(trained, others, python, tmp_
     assert f"{sweep / '10' / BEST} does not exist" in refused.stdout
 
 
+@pytest.mark.thorough
 def test_the_same_model_twice_is_warned_of_and_changes_nothing(trained, python, tmp_path):
     single = probabilities(python, tmp_path, trained)
     twice = python(*EVALUATE, f"checkpoint=[{trained},{trained / BEST}]", "output=twice")

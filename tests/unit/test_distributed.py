@@ -302,7 +302,7 @@ def stopped_and_resumed(ranks: Ranks, folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_signal_to_one_rank_stops_all_and_resuming_equals_uninterrupted(tmp_path):
     """With BatchNorm and dropout, and three ranks, whose sums depend on their order."""
     first, *others = each = together(3, stopped_and_resumed, tmp_path)
