@@ -134,9 +134,10 @@ def _leave_no_folder() -> None:
     """Remove the folder of a run that was refused; where several processes share it, it stays."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    shown = as_typed(folder)
     alone = launch_of(os.environ).size == 1
     if alone and remove_if_fresh(folder, job=hydra_config.job.name):
-        logger.info("nothing was made, so %s is removed again", as_typed(folder))
+        logger.info("the run has made nothing in %s, so it is removed again", shown)
 
 
 def _why_not_together(launch: Launch, config_name: str, *, by_many: bool) -> str | None:

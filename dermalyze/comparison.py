@@ -27,7 +27,7 @@ from dermalyze.evaluation.comparison_plots import (
 from dermalyze.evaluation.plots import save_figure
 from dermalyze.evaluation.predictions import Predictions
 from dermalyze.files import spreadsheet_cell, write_json, write_whole
-from dermalyze.reporting.comparison_page import CURVES, write_comparison_page
+from dermalyze.reporting.comparison_page import COMPARED_FIGURES, CURVES, write_comparison_page
 from dermalyze.reporting.run_sections import SHOWN
 from dermalyze.taxonomy import DISCLAIMER
 
@@ -133,6 +133,8 @@ def write_comparison(found: Compared, output: str) -> Path:
         table = pd.DataFrame(report["results"]).assign(disclaimer=DISCLAIMER)
         table = table.map(lambda cell: spreadsheet_cell(cell) if isinstance(cell, str) else cell)
         write_whole(folder / "comparison.csv", table.to_csv(index=False))
+        for name in COMPARED_FIGURES:  # of an earlier comparison, which may have had more
+            (folder / f"{name}.png").unlink(missing_ok=True)
         for name, figure in _figures(found).items():
             save_figure(figure, folder / f"{name}.png")
         write_comparison_page(folder, report)

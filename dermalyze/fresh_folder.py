@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dermalyze.run_folder import CONFIG, ORIGIN, SHARED_CONFIG
 from dermalyze.tracking.run_lock import LOCK
 
-# What a run writes before it has read its images, Hydra's record of it (never that of a resumed
+# What a run writes before its split, Hydra's record of it (never that of a resumed
 # one), and what stays of a lock. Another process at work there has left more.
 _OF_NO_WORTH = {CONFIG, ORIGIN, SHARED_CONFIG, LOCK, ".hydra"}
 
@@ -45,12 +45,14 @@ def remove_if_fresh(folder: Path, *, job: str) -> bool:
         job: Hydra's name of it, which its log has too.
     """
     folder = folder.resolve()
-    if folder not in _fresh or not folder.is_dir():
+    if folder not in _fresh or not folder.is_dir() or Path.cwd().is_relative_to(folder):
         return False
     log = f"{job}.log"
     if not {path.name for path in folder.iterdir()} <= {*_OF_NO_WORTH, log}:
         return False
     root = logging.getLogger()
+    if all(isinstance(handler, logging.FileHandler) for handler in root.handlers):
+        return False  # what was refused, and why, stands in the log alone
     for handler in [*root.handlers]:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == folder / log:
             root.removeHandler(handler)

@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> float:
     check_run_values(cfg)
     if hydra_config.mode is RunMode.RUN:  # of a job of a sweep Hydra has said something
         logger.info(
-            "this run's folder is %s; loading torch, timm and MLflow takes some seconds",
+            "this run's folder is %s; loading torch and timm takes some seconds",
             as_typed(folder),
         )
     from dermalyze.experiment import run_training  # later than wrong values are refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -17,19 +18,38 @@ _peers: Peers = {}
 """Of the process that this is."""
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A process with its peers.
+
+    Attributes:
+        peers: run there; what they are given and return can be pickled.
+        keeps_memory: whether the process keeps what it frees.
+    """
+
+    peers: Peers
+    keeps_memory: bool
+
+
 @contextmanager
-def apart(make: Callable[..., Peers], *, keeps_memory: bool, **options: Any) -> Iterator[Peers]:
-    """Make peers in a process of their own, and yield what runs each of them there.
+def apart(make: Callable[..., Peers], *, keep_memory: bool, **options: Any) -> Iterator[Apart]:
+    """Make peers in a process of their own.
 
     Args:
-        make: a function of a module; what its peers are given and return can be pickled.
-        keeps_memory: whether the process keeps what it frees, as Dermalyze's commands do, or leaves
-            memory to the C library, as everyone does who says nothing of it.
+        make: a function of a module, called there.
+        keep_memory: whether the process is to keep what it frees, as Dermalyze's commands do where
+            they can, or leaves memory to the C library, as everyone does who says nothing of it.
         options: of `make`; what can be pickled.
     """
     with _own_process() as process:
-        names = process.submit(_make, make, options, keeps_memory=keeps_memory).result()
-        yield {name: partial(_ask, process, name) for name in names}
+        names, keeps = process.submit(_make, make, options, keep_memory=keep_memory).result()
+        yield Apart({name: partial(_ask, process, name) for name in names}, keeps)
+
+
+def memory_note(theirs: Apart, ours: Apart) -> str:
+    """Return, for a table, which of two processes keeps the memory that it frees."""
+    said = {True: "keeps the memory that it frees", False: "leaves memory to the C library"}
+    return f"ours {said[ours.keeps_memory]}, the others' process {said[theirs.keeps_memory]}"
 
 
 def _own_process() -> Executor:
@@ -41,13 +61,12 @@ def _ask(process: Executor, name: str, *args: Any, **options: Any) -> Any:
 
 
 def _make(
-    make: Callable[..., Peers], options: Mapping[str, Any], *, keeps_memory: bool
-) -> list[str]:
-    if keeps_memory:
-        keep_freed_memory()
+    make: Callable[..., Peers], options: Mapping[str, Any], *, keep_memory: bool
+) -> tuple[list[str], bool]:
+    kept = keep_memory and keep_freed_memory()
     made = make(**options)
     _peers.update(made)
-    return list(made)
+    return list(made), kept
 
 
 def _run(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from timm.data import create_loader
 from torch.utils.data import DataLoader
 
-from dermalyze.benchmarks.apart import Peers, apart
+from dermalyze.benchmarks.apart import Peers, apart, memory_note
 from dermalyze.benchmarks.input import cached_store
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
@@ -61,10 +61,10 @@ def measure(
         paths = given_files(root, images) if root else drawn_files(Path(folder), images)
         shared: dict[str, Any] = {"paths": paths, "options": [*options]}
         with (
-            apart(others, keeps_memory=False, workers=[*workers], **shared) as theirs,
-            apart(our_own, keeps_memory=True, folder=Path(folder), **shared) as ours,
+            apart(others, keep_memory=False, workers=[*workers], **shared) as theirs,
+            apart(our_own, keep_memory=True, folder=Path(folder), **shared) as ours,
         ):
-            peers = theirs | ours
+            peers, note = theirs.peers | ours.peers, memory_note(theirs, ours)
             seconds = in_turns(peers, repeats=repeats, title="epoch", between=lambda: None)
     usuals = [name for name in seconds if name.startswith("DataLoader")]
     best = min(usuals, key=lambda name: float(np.median(seconds[name])))
@@ -76,7 +76,7 @@ def measure(
         f"an epoch of {len(paths):,} {'real' if root else 'drawn'} images, {model}, "
         f"{torch.get_num_threads()} threads, {repeats} runs each; ratios to {best}"
     )
-    table = rate_table(rows)
+    table = [*rate_table(rows), note]
     rate = next(row["images_per_second"] for row in rows if row["what"] == OURS)
     estimate = TRAINING_IMAGES / rate
     table += [
@@ -86,6 +86,7 @@ def measure(
         "  loading included; validation, checkpoints and tracking left out",
     ]
     about = {"root": root, "images": len(paths), "options": [*options], "model": model}
+    about["memory"] = note
     numbers = {"epoch": rows, **about, "seconds_for_ham10000": estimate}
     return Report(title, table, numbers, Bars("images/s", rows))
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from dermalyze.benchmarks.apart import Peers, apart
+from dermalyze.benchmarks.apart import Peers, apart, memory_note
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
 from dermalyze.benchmarks.training import CLASSES, our_training, random_store
@@ -29,11 +29,12 @@ from dermalyze.exporting.graph import onnx_graph
 from dermalyze.exporting.int8 import Int8, quantised
 from dermalyze.inference.forward import predict_probabilities
 from dermalyze.inference.loading import TrainedModel, best_checkpoint, load_model, onnx_model
-from dermalyze.inference.onnx_file import IMAGES
+from dermalyze.inference.onnx_file import IMAGES, needed
 from dermalyze.models.classifier import Classifier
 from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
 
 EAGER, OURS, FLOAT, INT8 = "eager, contiguous", "ours", "our ONNX, float32", "our ONNX, int8"
+FACTS = "facts"
 EXPORTS = {FLOAT: ("onnx", "model.onnx"), INT8: ("onnx_int8", "model_int8.onnx")}
 UNCHECKED = (
     "int8: every layer, calibrated on noise, and no accuracy check was made; export may leave "
@@ -65,36 +66,39 @@ def measure(
         batch_sizes: images shown at once.
         calibration_images: of noise; not of a run.
     """
+    needed("onnxruntime")  # here, where what is missing can be told from what is wrong
     if checkpoint is None:
-        notes = [UNCHECKED]
-    else:
-        trained, _, notes = exported_models(checkpoint)
-        backbone, image_size = trained.description["backbone"], trained.preprocess.image_size
+        needed("onnxscript")
     largest = max(*batch_sizes, calibration_images, CLASSES)
-    shared = {"backbone": backbone, "image_size": image_size, "images": largest}
     rows: list[dict[str, Any]] = []
-    with (
-        apart(others, keeps_memory=False, **shared) as theirs,
-        apart(
-            our_own,
-            keeps_memory=True,
-            checkpoint=checkpoint,
-            calibration_images=calibration_images,
-            **shared,
-        ) as ours,
-    ):
-        for size in batch_sizes:
-            images = size * math.ceil(min(MOST_BATCHES, largest / size))
-            peers: Peers = {
-                f"batch {size}, {name}": partial(predict, images, batch_size=size)
-                for name, predict in (theirs | ours).items()
-            }
-            seconds = in_turns(peers, repeats=repeats, title=f"batch {size}", between=lambda: None)
-            rows += rate_rows(seconds, images=images, yardstick=f"batch {size}, {EAGER}")
+    with apart(
+        our_own,
+        keep_memory=True,
+        checkpoint=checkpoint,
+        backbone=backbone,
+        image_size=image_size,
+        images=largest,
+        calibration_images=calibration_images,
+    ) as ours:
+        backbone, image_size, notes = ours.peers[FACTS]()
+        about = {"backbone": backbone, "image_size": image_size, "images": largest}
+        with apart(others, keep_memory=False, **about) as theirs:
+            networks, note = theirs.peers | ours.peers, memory_note(theirs, ours)
+            del networks[FACTS]
+            for size in batch_sizes:
+                images = size * math.ceil(min(MOST_BATCHES, largest / size))
+                peers: Peers = {
+                    f"batch {size}, {name}": partial(network, images, batch_size=size)
+                    for name, network in networks.items()
+                }
+                title = f"batch {size}"
+                seconds = in_turns(peers, repeats=repeats, title=title, between=lambda: None)
+                rows += rate_rows(seconds, images=images, yardstick=f"batch {size}, {EAGER}")
     title = (
         f"inference of {backbone} at {image_size} pixels, {torch.get_num_threads()} threads, "
         f"{repeats} runs each; ratios to eager at the same batch size"
     )
+    notes = [note, *notes]
     numbers = {"infer": rows, "checkpoint": checkpoint, "notes": notes}
     return Report(title, [*rate_table(rows), *notes], numbers, Bars("images/s", rows))
 
@@ -113,15 +117,19 @@ def our_own(
     images: int,
     calibration_images: int,
 ) -> Peers:
-    """Return the predictions of our networks."""
-    store = random_store(images, image_size=image_size)
+    """Return the predictions of our networks, and what is known of them: name, pixels, notes."""
     if checkpoint is None:
+        notes = [UNCHECKED]
+        store = random_store(images, image_size=image_size)
         networks = models(
             store, backbone, image_size=image_size, calibration_images=calibration_images
         )
     else:
-        _, networks, _ = exported_models(checkpoint)
-    return {name: partial(predict, network, store) for name, network in networks.items()}
+        trained, networks, notes = exported_models(checkpoint)
+        backbone, image_size = trained.description["backbone"], trained.preprocess.image_size
+        store = random_store(images, image_size=image_size)
+    predicting = {name: partial(predict, network, store) for name, network in networks.items()}
+    return {**predicting, FACTS: lambda: (backbone, image_size, notes)}
 
 
 def predict(model: nn.Module, store: ImageStore, images: int, *, batch_size: int) -> None:
@@ -154,9 +162,7 @@ def exported_models(checkpoint: str) -> tuple[TrainedModel, dict[str, nn.Module]
     trained = load_model(best_checkpoint(checkpoint), torch.device("cpu"))
     if not isinstance(trained.model, Classifier):
         raise CheckpointError(f"infer.checkpoint={checkpoint}: is an export itself. Give its run.")
-    networks: dict[str, nn.Module] = {
-        OURS: trained.model,
-    }
+    networks: dict[str, nn.Module] = {OURS: trained.model}
     notes = []
     for name, (form, file) in EXPORTS.items():
         path = trained.path.parent / file

@@ -27,7 +27,7 @@ def measure_parts(config: dict[str, Any], *, typed: bool) -> None:
     """Measure the parts that were asked for: of each a table, a JSON file and a chart.
 
     The JSON says under `about` on what machine, by which versions, and the most memory that this
-    process held meanwhile where the system can tell.
+    process held meanwhile where the system can tell; not those that some parts start.
 
     Args:
         config: checked, plain, of `python -m dermalyze.benchmark`.

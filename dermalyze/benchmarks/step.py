@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dermalyze.benchmarks.apart import Peers, apart
+from dermalyze.benchmarks.apart import Peers, apart, memory_note
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
 from dermalyze.benchmarks.training import (
@@ -44,22 +44,24 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
     """
     options = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
     with (
-        apart(others, keeps_memory=False, **options) as theirs,
-        apart(our_own, keeps_memory=True, **options) as ours,
+        apart(others, keep_memory=False, **options) as theirs,
+        apart(our_own, keep_memory=True, **options) as ours,
     ):
-        each = theirs | ours
+        each, note = theirs.peers | ours.peers, memory_note(theirs, ours)
         peers = {name: each[name] for name in (PLAIN, BARE, TIMM, AVERAGED, WHOLE)}
         seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
-        parts: dict[str, float] = ours[SHARES]()
+        parts: dict[str, float] = ours.peers[SHARES]()
     rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
     title = (
         f"a training step of {backbone} at {image_size} pixels, batches of {batch_size}, "
         f"{torch.get_num_threads()} threads, {repeats} runs each"
     )
-    table = [*rate_table(rows), *NOTES]
+    table = [*rate_table(rows), note, *NOTES]
     table.append(f"shares of a step, {WHOLE}:")
     table += [f"  {part:<12}{share:>8.1%}" for part, share in parts.items()]
-    return Report(title, table, {"step": rows, "shares": parts}, Bars("images/s", rows))
+    return Report(
+        title, table, {"step": rows, "memory": note, "shares": parts}, Bars("images/s", rows)
+    )
 
 
 def others(*, backbone: str, image_size: int, batch_size: int) -> Peers:

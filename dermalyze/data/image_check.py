@@ -128,8 +128,7 @@ def thumbnails(rows: pd.DataFrame, image_ids: Iterable[str]) -> dict[str, str]:
     spec = PreprocessSpec(image_size=THUMBNAIL_SIZE)
     pictures = {}
     shown = sorted(set(image_ids))
-    quiet = None if shown else True  # None: where nobody looks
-    for image_id in tqdm(shown, "picturing", unit="image", disable=quiet):
+    for image_id in tqdm(shown, "picturing", unit="image", disable=None if shown else True):
         jpeg = io.BytesIO()
         Image.fromarray(decode(path_of[image_id], spec)).save(jpeg, "JPEG", quality=85)
         pictures[image_id] = base64.b64encode(jpeg.getvalue()).decode("ascii")

@@ -144,8 +144,8 @@ def similarities(grey_NHW: Grey, first: Positions, second: Positions) -> npt.NDA
         return phase_BHW
 
     result = np.empty(len(first), dtype=np.float32)
-    quiet = None if len(first) else True  # None: where nobody looks
-    with tqdm(total=len(first), desc="comparing", unit="pair", disable=quiet) as bar:
+    many = len(first)
+    with tqdm(total=many, desc="comparing", unit="pair", disable=None if many else True) as bar:
         for start in range(0, len(first), _BLOCK):
             part = slice(start, start + _BLOCK)
             crossed_BHW = phases(first[part]) * phases(second[part]).conj()

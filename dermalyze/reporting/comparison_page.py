@@ -17,11 +17,12 @@ PAGE = "compare.html"
 Node = Mapping[str, Any]
 
 CURVES = "training_curves_of_all"
-_FIGURES = {
+_CAPTIONS = {
     "metrics": "Means over the seeds with their intervals over lesions; the strokes are the seeds.",
     "differences": "Differences with their intervals; one that holds 0 does not tell two apart.",
     "roc_and_calibration": "ROC curves, the mean over classes and seeds; accuracy over confidence.",
 }
+COMPARED_FIGURES = (*_CAPTIONS, CURVES)
 
 
 def write_comparison_page(folder: Path, report: Node) -> None:
@@ -51,7 +52,7 @@ def write_comparison_page(folder: Path, report: Node) -> None:
     for scope in report["scopes"]:
         content += _metrics(report, scope)
     content += [element("h2", "Figures")]
-    for name, caption in _FIGURES.items():
+    for name, caption in _CAPTIONS.items():
         path = folder / f"{name}.png"
         if path.is_file():
             content.append(picture(path.read_bytes(), caption))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from dermalyze.redaction import redacted
+from dermalyze.run_folder import as_typed
 
 # Read by mlflow at import and at each call. A user who set them keeps what was set.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -74,10 +75,7 @@ def relative(uri: str) -> str:
     """Return the address as a person would type it here, without secrets."""
     if not uri.startswith(_SQLITE):
         return str(redacted(uri))
-    path = Path(uri.removeprefix(_SQLITE))
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{_SQLITE}{path}"
+    return f"{_SQLITE}{as_typed(Path(uri.removeprefix(_SQLITE)))}"
 
 
 def reason(error: Exception) -> str:

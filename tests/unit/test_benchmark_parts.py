@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +43,8 @@ SIZE = 32
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peers run in threads, since what they do is asked, and a process takes seconds to start."""
     monkeypatch.setattr(apart, "_own_process", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(apart, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(apart, "_peers", {})
 
 
 def small_photographs(folder: Path, *, images: int) -> list[Path]:
@@ -113,6 +116,21 @@ def test_every_peer_of_a_part_is_in_its_report() -> None:
     assert names == [input.PILLOW, input.TENSORS, input.OURS, input.GATHER]
     assert report.numbers["input"][0]["ratio"] == 1
     assert report.bars == Bars("images/s on one core", report.numbers["input"])
+
+
+@pytest.mark.thorough
+def test_parts_that_start_processes_work_in_them(tmp_path: Path) -> None:
+    small = ["backbone=test_resnet", "image_size=32"]
+    words = [f"{part}.{word}" for part in ("step", "infer", "evaluate") for word in small]
+    words += ["step.batch_size=8", "infer.batch_sizes=[1]", "infer.calibration_images=4"]
+    words += ["evaluate.images=84", "evaluate.batch_size=8", "epoch.images=9", "epoch.workers=[0]"]
+    train = '"model=timm","model.backbone=test_resnet","data.image_size=32"'
+    words += [f'epoch.options=[{train},"training.batch_size=4"]', "output=found"]
+    parts = "parts=[step,epoch,infer,evaluate]"
+    command = [sys.executable, "-m", "dermalyze.benchmark", parts, "repeats=1", *words]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.count("ours keeps the memory that it frees, the others' process leaves") == 4
+    assert len([*(tmp_path / "found").glob("*.json")]) == 4
 
 
 @pytest.mark.usefixtures("here")
@@ -191,12 +209,17 @@ def test_views_have_both_peers_and_ratios_to_both(monkeypatch) -> None:
     report = evaluate.measure(
         repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8, images=28
     )
-    alone, by_view, ours = report.numbers["evaluate"]
-    assert [alone["what"], by_view["what"]] == [evaluate.ONE_BY_ONE, evaluate.VIEW_BY_VIEW]
+    alone, by_view, kept, ours = report.numbers["evaluate"]
+    assert [row["what"] for row in (alone, by_view, kept)] == [
+        evaluate.ONE_BY_ONE,
+        evaluate.VIEW_BY_VIEW,
+        evaluate.KEPT,
+    ]
     assert ours["ratio"] == by_view["median"] / ours["median"]
     both = {
-        evaluate.VIEW_BY_VIEW: ours["ratio"],
         evaluate.ONE_BY_ONE: alone["median"] / ours["median"],
+        evaluate.VIEW_BY_VIEW: ours["ratio"],
+        evaluate.KEPT: kept["median"] / ours["median"],
     }
     (line,) = (line for line in report.table if line.startswith("ours: "))
     assert line == "ours: " + ", ".join(f"{ratio:.2f} times {name}" for name, ratio in both.items())

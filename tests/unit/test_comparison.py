@@ -233,7 +233,11 @@ def test_an_earlier_comparison_is_said_to_be_replaced(
     found, output = compare(asked(*runs[:2], draws=2)), tmp_path / "both"
     write_comparison(found, str(output))
     assert caplog.messages == []
+    drawn = [output / "differences.png", output / "own.png"]
+    for picture in drawn:
+        picture.touch()
     write_comparison(found, str(output))
+    assert [picture.exists() for picture in drawn] == [False, True]
     assert caplog.messages == [
         f"replaced the comparison that {output} held; output=FOLDER keeps both"
     ]

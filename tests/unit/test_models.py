@@ -38,6 +38,13 @@ def backbone(name: str = "test_resnet", *, image_size: int = 32, **changes: Any)
     return Backbone(name=name, image_size=image_size, **options)
 
 
+def test_what_a_gradient_needs_is_not_overwritten() -> None:
+    """Else autograd copies it first, in every step: 3 to 6 % of one of an EfficientNet on a CPU."""
+    network = backbone("efficientnet_b0").network
+    acting = [module for module in network.modules() if isinstance(module, torch.nn.SiLU)]
+    assert [module.inplace for module in acting] == [False] * 49
+
+
 def linear_head(*, in_features: int, num_classes: int) -> nn.Module:
     return SimpleHead(in_features=in_features, num_classes=num_classes, dropout=0.0, hidden=())
 
