@@ -19,7 +19,7 @@ from string import Template
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args_parser  # what Hydra itself reads the line with
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, OverrideParseException
 from hydra.types import RunMode

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from typing import Any
 
 from dermalyze.allocation import keep_freed_memory
@@ -42,7 +42,8 @@ def apart(make: Callable[..., Peers], *, keep_memory: bool, **options: Any) -> I
         options: of `make`; what can be pickled.
     """
     with _own_process() as process:
-        names, keeps = process.submit(_make, make, options, keep_memory=keep_memory).result()
+        how = {"keep_memory": keep_memory, "start_method": get_start_method()}
+        names, keeps = process.submit(_make, make, options, **how).result()
         yield Apart({name: partial(_ask, process, name) for name in names}, keeps)
 
 
@@ -61,8 +62,11 @@ def _ask(process: Executor, name: str, *args: Any, **options: Any) -> Any:
 
 
 def _make(
-    make: Callable[..., Peers], options: Mapping[str, Any], *, keep_memory: bool
+    make: Callable[..., Peers], options: Mapping[str, Any], *, keep_memory: bool, start_method: str
 ) -> tuple[list[str], bool]:
+    # A process that was spawned would spawn its own as well, a DataLoader's workers: that takes
+    # them seconds, which they do not take in their users' hands.
+    set_start_method(start_method, force=True)
     kept = keep_memory and keep_freed_memory()
     made = make(**options)
     _peers.update(made)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+from multiprocessing import get_start_method
 
 import pytest
 
@@ -15,7 +16,12 @@ class Counter:
         self.called = start
 
     def peers(self) -> Peers:
-        return {"count": self.count, "process": os.getpid, "faults": faults}
+        return {
+            "count": self.count,
+            "process": os.getpid,
+            "faults": faults,
+            "start": get_start_method,
+        }
 
     def count(self, more: int, *, twice: bool) -> int:
         self.called += more * (1 + twice)
@@ -43,6 +49,7 @@ def test_peers_apart_have_a_process_each_and_its_memory() -> None:
         assert theirs.peers["count"](2, twice=False) == 7
         assert ours.peers["count"](1, twice=False) == 11
         assert len({os.getpid(), theirs.peers["process"](), ours.peers["process"]()}) == 3
+        assert theirs.peers["start"]() == get_start_method()  # of a DataLoader's workers
         with pytest.raises(TypeError, match="twice"):
             ours.peers["count"](1)
         if ours.keeps_memory:  # else there is no glibc, and nothing to keep
