@@ -42,8 +42,10 @@ def apart(make: Callable[..., Peers], *, keep_memory: bool, **options: Any) -> I
         options: of `make`; what can be pickled.
     """
     with _own_process() as process:
-        how = {"keep_memory": keep_memory, "start_method": get_start_method()}
-        names, keeps = process.submit(_make, make, options, **how).result()
+        making = process.submit(
+            _make, make, options, keep_memory=keep_memory, start_method=get_start_method()
+        )
+        names, keeps = making.result()
         yield Apart({name: partial(_ask, process, name) for name in names}, keeps)
 
 
