@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, get_start_method, set_start_method
+from multiprocessing import get_context, get_start_method, parent_process, set_start_method
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any
 
 from dermalyze.allocation import keep_freed_memory
@@ -69,10 +72,19 @@ def _make(
     # A process that was spawned would spawn its own as well, a DataLoader's workers: that takes
     # them seconds, which they do not take in their users' hands.
     set_start_method(start_method, force=True)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_after, args=[parent.sentinel], daemon=True).start()
     kept = keep_memory and keep_freed_memory()
     made = make(**options)
     _peers.update(made)
     return list(made), kept
+
+
+def _end_after(sentinel: int) -> None:
+    """End this process with its parent, which may be killed before it can say so."""
+    wait([sentinel])
+    os._exit(1)
 
 
 def _run(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 from multiprocessing import get_start_method
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +63,30 @@ def test_peers_apart_have_a_process_each_and_its_memory() -> None:
             "ours keeps the memory that it frees, the others' process leaves memory to the C "
             "library"
         )
+
+
+KILLED = """
+import os, signal
+from dermalyze.benchmarks.apart import apart
+with apart(dict, keep_memory=False, process=os.getpid) as theirs:
+    print(theirs.peers["process"](), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_ends_with_the_one_that_was_killed() -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while running(int(killed.stdout)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def running(process: int) -> bool:
+    """Return whether it runs; one that ended and that nobody asked for does not."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
