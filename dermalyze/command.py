@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dermalyze.config import CONF_DIR, register_resolvers
+from dermalyze.config import CONF_DIR, options_of, register_resolvers
 from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, meant, nearest
 from dermalyze.fresh_folder import remove_if_fresh
 from dermalyze.launch import Launch, launch_of
@@ -188,6 +188,8 @@ def _refuse_dashes(words: list[str]) -> None:
     Raises:
         ConfigError: says how it is written here.
     """
+    if not any(word.startswith("--") for word in words):  # the parser is slow to make
+        return
     _, unknown = get_args_parser().parse_known_args(words)
     dashed = next((word for word in unknown if word.startswith("--")), None)
     if dashed is None:
@@ -264,7 +266,7 @@ def _unknown_option(error: Exception) -> str | None:
     if unknown is None:
         return None
     group, name = unknown[1], unknown[2]
-    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    options = options_of(group)
     if not options:
         return None
     if group == "hydra/launcher":

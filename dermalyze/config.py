@@ -201,6 +201,11 @@ def _type_problems(path: str, value: object, annotation: Any) -> list[str]:
     return []
 
 
+def options_of(group: str) -> list[str]:
+    """Return the names of a group's options, `data/split`'s; none where there is no such group."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
 def group_problem(path: str, value: object) -> str | None:
     """Return what is wrong with a word where a group's option stands, `data.split=kfold`, if it is.
 
@@ -208,9 +213,11 @@ def group_problem(path: str, value: object) -> str | None:
         path: dotted, of the value.
         value: what was found there.
     """
+    if not isinstance(value, str):
+        return None
     group = path.replace(".", "/")
-    options = sorted(option.stem for option in (CONF_DIR / group).glob("*.yaml"))
-    if not options or not isinstance(value, str):
+    options = options_of(group)
+    if not options:
         return None
     told = f"{path}={value}: {group} is a group of options"
     if value in options:
