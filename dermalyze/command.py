@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # what Hydra itself reads the line with
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, OverrideParseException
@@ -50,6 +51,7 @@ def command(
         sweeps: whether the jobs of `--multirun` are made a sweep of, which survives them.
     """
     register_resolvers()
+    Hydra.get_mode = _mode_asked_for
 
     def decorate(task: Task) -> Callable[[], None]:
         def said(cfg: DictConfig, *, may_raise: bool) -> Any:
@@ -128,6 +130,18 @@ def command(
         return main
 
     return decorate
+
+
+def _mode_asked_for(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Return whether a line asks for a run or for a sweep, in the place of Hydra's own method.
+
+    Hydra composes the config for this, drops what is wrong with it, and composes it once more to
+    say that. Here the error is said at once.
+    """
+    cfg = self.compose_config(
+        config_name, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
+    )
+    return cfg.hydra.mode
 
 
 def _leave_no_folder() -> None:

@@ -7,8 +7,10 @@ moves it to the nearest 1/32 of a pixel.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import cv2
 import numpy as np
@@ -17,6 +19,8 @@ from torch import Tensor
 
 # Images are shared out among threads here; OpenCV's own threads would only be more of them.
 cv2.setNumThreads(1)
+
+PIXELS_WORTH_A_THREAD = 112 * 112  # measured on two cores: below it, one is faster
 
 
 class OpenCVKernels:
@@ -57,7 +61,7 @@ class OpenCVKernels:
                     borderMode=cv2.BORDER_REFLECT,
                 )
 
-        shared_out(warp_one, count)
+        shared_out(warp_one, count, pixels=size[0] * size[1])
         return torch.from_numpy(warped_BHWC).permute(0, 3, 1, 2)
 
     def recolour(self, images_BCHW: Tensor, maps_B43: np.ndarray, gammas_B: np.ndarray) -> Tensor:
@@ -78,7 +82,8 @@ class OpenCVKernels:
                 cv2.pow(target_HWC, gammas_B[position], dst=target_HWC)
                 target_HWC *= 255
 
-        shared_out(recolour_one, len(images_BHWC))
+        count, height, width, _ = images_BHWC.shape
+        shared_out(recolour_one, count, pixels=height * width)
         return torch.from_numpy(recoloured_BHWC).permute(0, 3, 1, 2)
 
     def blur(self, images_BCHW: Tensor, rows_N: np.ndarray, kernels_NK: np.ndarray) -> None:
@@ -92,7 +97,7 @@ class OpenCVKernels:
                 image_HWC, cv2.CV_32F, kernel_K, kernel_K, borderType=cv2.BORDER_REFLECT_101
             )
 
-        shared_out(blur_one, len(rows_N))
+        shared_out(blur_one, len(rows_N), pixels=images_BHWC.shape[1] * images_BHWC.shape[2])
 
     def fill(
         self, images_BCHW: Tensor, rows_N: np.ndarray, bounds_N4: np.ndarray, fill_C11: Tensor
@@ -124,12 +129,34 @@ def in_pixels(matrices_B33: np.ndarray, old: tuple[int, int], new: tuple[int, in
     return pixels_B33
 
 
-def shared_out(work: Callable[[int], None], count: int) -> None:
-    """Do the work of each position, in as many threads as torch computes with."""
-    threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
-        for position in range(count):
+def shared_out(work: Callable[[int], None], count: int, *, pixels: int) -> None:
+    """Do the work of each position, in as many threads as torch computes with.
+
+    Small images are not worth a second thread, which would wait for Python more than it would work.
+
+    Args:
+        work: of one image.
+        count: of the images.
+        pixels: of each.
+    """
+    threads = min(torch.get_num_threads(), count) if pixels >= PIXELS_WORTH_A_THREAD else 1
+
+    def of_thread(first: int) -> None:
+        for position in range(first, count, threads):
             work(position)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(count), chunksize=1))
+
+    if threads <= 1:
+        of_thread(0)
+    else:
+        list(pool_of(threads).map(of_thread, range(threads)))
+
+
+@cache
+def pool_of(threads: int) -> ThreadPoolExecutor:
+    """Return threads that stay: making new ones for each pass takes as long as a small pass."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="augmentation")
+
+
+# A forked process has none of its parent's threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=pool_of.cache_clear)

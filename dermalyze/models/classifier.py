@@ -54,8 +54,8 @@ class Classifier(nn.Module):
     def feature_map(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features_BCHW for images as `forward` takes them."""
         images_BCHW = images_BCHW.to(torch.float32, memory_format=self.memory_format)
-        balanced_BCHW = self.white_balanced(images_BCHW)
-        features_BCHW: torch.Tensor = self.backbone((balanced_BCHW - self.mean) / self.std)
+        normalised_BCHW = (self.white_balanced(images_BCHW) - self.mean).div_(self.std)
+        features_BCHW: torch.Tensor = self.backbone(normalised_BCHW)
         return features_BCHW
 
     def classify(

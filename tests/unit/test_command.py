@@ -1,10 +1,12 @@
-"""What a command line is answered with before any config is composed."""
+"""What a command line is answered with before any task is begun."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 from dermalyze.command import command
@@ -35,3 +37,29 @@ def test_options_with_dashes_are_refused_with_how_they_are_written(
         task()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"{said} without dashes; --help shows all keys.\n"
+
+
+@pytest.mark.parametrize("words", [[], ["-m"]])
+def test_a_mistake_is_said_after_the_config_was_composed_once(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra by itself composes it twice: the first time it drops what it finds."""
+
+    @command("train", sweeps=True)
+    def task(cfg: DictConfig) -> None:
+        pytest.fail("it was run")
+
+    compose, composed = Hydra.compose_config, []
+
+    def counted(self: Hydra, *args: Any, **kwargs: Any) -> Any:
+        composed.append(kwargs)
+        return compose(self, *args, **kwargs)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train", "training.sede=1", *words])
+    with pytest.raises(SystemExit) as ended:
+        task()
+    assert ended.value.code == 2
+    assert "Did you mean 'training.seed'?" in capsys.readouterr().err
+    assert len(composed) == 1

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dermalyze.augmentation import geometry, kernels
+from dermalyze.augmentation import cpu_kernels, geometry, kernels
 from dermalyze.augmentation.blur import gaussian_kernels
 from dermalyze.augmentation.colour import ColourParameters, colour_maps
 from dermalyze.augmentation.cpu_kernels import OpenCVKernels, in_pixels, shared_out
@@ -133,7 +138,10 @@ def test_units_become_pixels_by_hand() -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", ["medium", "heavy"])
-def test_results_do_not_depend_on_threads_or_on_the_batch(name: str) -> None:
+def test_results_do_not_depend_on_threads_or_on_the_batch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "PIXELS_WORTH_A_THREAD", 32 * 32)
     augmentation, images = composed(name), noise(32)
     torch.set_num_threads(1)
     matrices = sampling_matrices(
@@ -159,5 +167,41 @@ def test_an_error_of_a_thread_is_raised(threads_of_torch: int) -> None:
             raise ValueError("two")
 
     with pytest.raises(ValueError, match="two"):
-        shared_out(work, 5)
+        shared_out(work, 5, pixels=10**6)
     assert {0, 1, 2} <= set(done)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("side", "expected"), [(64, 1), (224, 3)])
+def test_small_images_stay_in_one_thread(side: int, expected: int) -> None:
+    """The barrier waits until so many threads are at work at once."""
+    torch.set_num_threads(3)
+    together, names = threading.Barrier(expected), set()
+
+    def work(_: int) -> None:
+        together.wait(timeout=60)
+        names.add(threading.current_thread().name)
+
+    shared_out(work, 3, pixels=side**2)
+    assert len(names) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those of its parent did not come along, and waiting for them would never end."""
+    lines = """
+        import os, torch
+        from dermalyze.augmentation.cpu_kernels import shared_out
+        torch.set_num_threads(2)
+        done = []
+        shared_out(done.append, 4, pixels=10**6)
+        child = os.fork()
+        shared_out(done.append, 4, pixels=10**6)
+        if child == 0:
+            os._exit(len(done))
+        _, status = os.waitpid(child, 0)
+        print(len(done), os.waitstatus_to_exitcode(status))
+    """
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(lines)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "8 8\n"

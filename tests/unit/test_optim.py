@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from dermalyze.config import CONF_DIR, check_targets
@@ -100,6 +101,30 @@ def test_the_average_is_not_trained() -> None:
     average = average_of(model=nn.Linear(2, 2), decay=0.5)
     assert average is not None
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+
+def test_updates_are_those_of_timm_also_after_weights_were_loaded() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average, reference = average_of(model=model, decay=0.9), ModelEmaV3(model, decay=0.9)
+    assert average is not None
+    for step in range(100, 104):  # past the warm-up
+        if step == 102:
+            other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).state_dict()
+            model.load_state_dict(other)
+            for each in (average, reference):
+                each.module.load_state_dict(other)
+        model(torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(step)
+        average.update(model, step=step)
+        reference.update(model, step=step)
+    expected = reference.module.state_dict()
+    assert expected.keys() == average.module.state_dict().keys()
+    for name, tensor in average.module.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert average.module.state_dict()["1.num_batches_tracked"] == 2
+    assert all("module." in name for name in average.state_dict())  # the model is no part of it
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0])
