@@ -15,6 +15,7 @@ from dermalyze.evaluation.logit_adjustment import adjusted_probabilities
 from dermalyze.inference.answer import Answer, answer_together, over_views
 from dermalyze.inference.ensemble import Candidates, Ensemble
 from dermalyze.inference.features import Features
+from dermalyze.inference.folding import fold_batch_norm
 from dermalyze.inference.forward import predict_views
 from dermalyze.inference.loading import (
     ModelFacts,
@@ -93,6 +94,10 @@ class Members:
     def _look(self, member: ModelFacts, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return probs_VNK and features_NF of one model, loaded for this and then let go."""
         trained, config = load_model(member.path, self.device), self.config
+        precision = choose_precision(config["amp"], self.device)
+        fold_batch_norm(
+            trained.model, image_size=trained.preprocess.image_size, precision=precision
+        )
         store = open_store(
             self.table,
             trained.preprocess,
@@ -108,7 +113,7 @@ class Members:
                 rows_N,
                 views=self.views,
                 batch_size=config["batch_size"] or trained.header["evaluation_batch_size"],
-                precision=choose_precision(config["amp"], self.device),
+                precision=precision,
             )
         if self.adjustment is not None:
             counts_K, tau = list(self.adjustment["class_counts"].values()), self.adjustment["tau"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from functools import partial
@@ -25,6 +26,7 @@ from dermalyze.benchmarks.training import labels_of, our_training
 from dermalyze.compute import Precision
 from dermalyze.config import CONF_DIR, plain
 from dermalyze.data.batches import ImageStore
+from dermalyze.inference.folding import fold_batch_norm
 from dermalyze.inference.forward import predict_probabilities, predict_views
 from dermalyze.inference.views import SYMMETRIES, Views
 from dermalyze.reporting.results import results
@@ -43,7 +45,8 @@ def measure(
     """Time eight views of each image, and all that follows a plain forward pass.
 
     All predict the same pictures; one view at a time shows the model as many at once as ours does,
-    once in a process that leaves memory to the C library, once in ours.
+    once in a process that leaves memory to the C library, once in ours. Ours folds BatchNorm layers
+    as `evaluate` does.
     What follows: metrics, intervals, subgroups, figures and the page, as `evaluate` makes them,
     against the forward passes of the same images without views. Calibration and sets, which are
     fitted once a run, are left out.
@@ -135,13 +138,13 @@ def our_own(
     *, paths: list[Path], cache: Path, backbone: str, image_size: int, batch_size: int
 ) -> Peers:
     """Return our views, and an evaluation of all images: seconds of it in the model and outside."""
-    model, store = predicting(paths, cache, backbone=backbone, image_size=image_size)
+    as_trained, store = predicting(paths, cache, backbone=backbone, image_size=image_size)
     few_N = np.arange(min(len(paths), batch_size))
+    precision = Precision(torch.device("cpu"), None)
+    model = copy.deepcopy(as_trained)
+    fold_batch_norm(model, image_size=image_size, precision=precision)
     views: Views = instantiate(OmegaConf.load(CONF_DIR / "tta" / "medium.yaml"))
-    how: dict[str, Any] = {
-        "batch_size": batch_size,
-        "precision": Precision(torch.device("cpu"), None),
-    }
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
 
     def together() -> None:
         predict_views(model, store, few_N, views=views, **how)
@@ -152,7 +155,7 @@ def our_own(
         forward = time.perf_counter() - started
         return forward, seconds_of_report(probs_NK, paths, cache.parent / "evaluation")
 
-    kept = partial(view_by_view, model, store, few_N)
+    kept = partial(view_by_view, as_trained, store, few_N)
     return {KEPT: kept, TOGETHER: together, WHOLE: whole}
 
 

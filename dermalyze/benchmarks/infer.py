@@ -27,6 +27,7 @@ from dermalyze.data.metadata_features import MetadataEncoding
 from dermalyze.errors import CheckpointError
 from dermalyze.exporting.graph import onnx_graph
 from dermalyze.exporting.int8 import Int8, quantised
+from dermalyze.inference.folding import fold_batch_norm
 from dermalyze.inference.forward import predict_probabilities
 from dermalyze.inference.loading import TrainedModel, best_checkpoint, load_model, onnx_model
 from dermalyze.inference.onnx_file import IMAGES, needed
@@ -139,6 +140,13 @@ def predict(model: nn.Module, store: ImageStore, images: int, *, batch_size: int
     predict_probabilities(model, store, rows_N, batch_size=batch_size, precision=precision)
 
 
+def ready(model: nn.Module, *, image_size: int) -> nn.Module:
+    """Return the model itself, made ready as `evaluate` and `predict` do it on the CPU."""
+    precision = Precision(torch.device("cpu"), None)
+    fold_batch_norm(model, image_size=image_size, precision=precision)
+    return model
+
+
 class Eager(nn.Module):
     """timm's own network with its classifier in torch's own memory format, normalised before."""
 
@@ -162,6 +170,7 @@ def exported_models(checkpoint: str) -> tuple[TrainedModel, dict[str, nn.Module]
     trained = load_model(best_checkpoint(checkpoint), torch.device("cpu"))
     if not isinstance(trained.model, Classifier):
         raise CheckpointError(f"infer.checkpoint={checkpoint}: is an export itself. Give its run.")
+    ready(trained.model, image_size=trained.preprocess.image_size)
     networks: dict[str, nn.Module] = {OURS: trained.model}
     notes = []
     for name, (form, file) in EXPORTS.items():
@@ -227,7 +236,7 @@ def models(
         why_not=lambda graph: None,
     )
     return {
-        OURS: state.model.eval(),
+        OURS: ready(state.model.eval(), image_size=image_size),
         FLOAT: network(graph),
         INT8: network(int8.graph),
     }

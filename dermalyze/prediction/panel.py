@@ -19,6 +19,7 @@ from dermalyze.data.threads import chunks_in_threads
 from dermalyze.errors import DataError
 from dermalyze.inference.answer import Answer, answer_together, over_views
 from dermalyze.inference.ensemble import Ensemble
+from dermalyze.inference.folding import fold_batch_norm
 from dermalyze.inference.forward import images_at_once, refuse_not_finite, view_probabilities
 from dermalyze.inference.identity import home_of
 from dermalyze.inference.loading import TrainedModel, best_checkpoints, check_members, load_model
@@ -81,6 +82,9 @@ class Panel:
             load_model(path, self.device) for path in best_checkpoints(checkpoint)
         ]
         check_members(self.models)
+        for one in self.models:
+            size = one.preprocess.image_size
+            fold_batch_norm(one.model, image_size=size, precision=self.precision)
         self.home: Path = home_of(checkpoint, self.models, outputs)
         self.classes = self.models[0].classes
         self.specs = list(dict.fromkeys(model.preprocess for model in self.models))
