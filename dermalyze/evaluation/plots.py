@@ -191,9 +191,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def png_of(figure: Figure) -> bytes:
-    """Return a figure as PNG at 150 dots an inch."""
+    """Return a figure as PNG at 150 dots an inch, a fifth larger than it could be made slowly."""
     picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
+    # Of photographs, zlib's level 6 takes longer than all the drawing.
+    figure.savefig(picture, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
     return picture.getvalue()
 
 

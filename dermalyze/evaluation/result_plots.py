@@ -163,6 +163,7 @@ def errors_figure(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Fi
         axes = figure.add_subplot(rows, _COLUMNS, position + 1)
         axes.imshow(picture)
         axes.set_title(caption, fontsize=8, parse_math=False)
+        axes.set(xticks=[], yticks=[])  # matplotlib would also measure ticks that are not drawn
         axes.axis("off")
     add_footer(figure)
     return figure
