@@ -51,7 +51,6 @@ def command(
         sweeps: whether the jobs of `--multirun` are made a sweep of, which survives them.
     """
     register_resolvers()
-    Hydra.get_mode = _mode_asked_for
 
     def decorate(task: Task) -> Callable[[], None]:
         def said(cfg: DictConfig, *, may_raise: bool) -> Any:
@@ -132,8 +131,8 @@ def command(
     return decorate
 
 
-def _mode_asked_for(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Return whether a line asks for a run or for a sweep, in the place of Hydra's own method.
+def _mode_of(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Return `hydra.mode` as a line's config has it, in the place of Hydra's own method.
 
     Hydra composes the config for this, drops what is wrong with it, and composes it once more to
     say that. Here the error is said at once.
@@ -142,6 +141,9 @@ def _mode_asked_for(self: Hydra, config_name: str | None, overrides: list[str]) 
         config_name, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
     )
     return cfg.hydra.mode
+
+
+Hydra.get_mode = _mode_of
 
 
 def _leave_no_folder() -> None:

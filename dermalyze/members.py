@@ -95,9 +95,8 @@ class Members:
         """Return probs_VNK and features_NF of one model, loaded for this and then let go."""
         trained, config = load_model(member.path, self.device), self.config
         precision = choose_precision(config["amp"], self.device)
-        fold_batch_norm(
-            trained.model, image_size=trained.preprocess.image_size, precision=precision
-        )
+        image_size = trained.preprocess.image_size
+        fold_batch_norm(trained.model, image_size=image_size, precision=precision)
         store = open_store(
             self.table,
             trained.preprocess,

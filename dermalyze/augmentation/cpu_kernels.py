@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import cv2
@@ -61,7 +61,7 @@ class OpenCVKernels:
                     borderMode=cv2.BORDER_REFLECT,
                 )
 
-        shared_out(warp_one, count, pixels=size[0] * size[1])
+        shared_out(warp_one, count, pixels=max(height * width, size[0] * size[1]))
         return torch.from_numpy(warped_BHWC).permute(0, 3, 1, 2)
 
     def recolour(self, images_BCHW: Tensor, maps_B43: np.ndarray, gammas_B: np.ndarray) -> Tensor:
@@ -132,14 +132,15 @@ def in_pixels(matrices_B33: np.ndarray, old: tuple[int, int], new: tuple[int, in
 def shared_out(work: Callable[[int], None], count: int, *, pixels: int) -> None:
     """Do the work of each position, in as many threads as torch computes with.
 
-    Small images are not worth a second thread, which would wait for Python more than it would work.
+    Small images have one thread: a second would wait for Python longer than it would work.
 
     Args:
         work: of one image.
         count: of the images.
-        pixels: of each.
+        pixels: of each, as it was or as it becomes, whichever are more.
     """
-    threads = min(torch.get_num_threads(), count) if pixels >= PIXELS_WORTH_A_THREAD else 1
+    most = torch.get_num_threads()
+    threads = min(most, count) if pixels >= PIXELS_WORTH_A_THREAD else 1
 
     def of_thread(first: int) -> None:
         for position in range(first, count, threads):
@@ -147,8 +148,11 @@ def shared_out(work: Callable[[int], None], count: int, *, pixels: int) -> None:
 
     if threads <= 1:
         of_thread(0)
-    else:
-        list(pool_of(threads).map(of_thread, range(threads)))
+        return
+    parts = [pool_of(most).submit(of_thread, first) for first in range(threads)]
+    wait(parts)  # all of them, also where one fails: they write into what the caller has
+    for part in parts:
+        part.result()
 
 
 @cache

@@ -18,8 +18,9 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
     average mostly its random start. Counters of BatchNorm are copied.
 
     timm looks up both state dicts in each update, which takes longer than to average a small
-    network on the CPU. Here tensors are paired once, in a model's first update: nothing puts others
-    in their places while it trains (`load_state_dict` writes into them).
+    network on the CPU. Here tensors are paired once, in a model's first update, and anew where its
+    first one has moved: nothing else puts others in their places (`load_state_dict` writes into
+    them). Of timm's ways there is one: float32, averaged where the weights are.
 
     Args:
         model: what to average; copied.
@@ -47,7 +48,7 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """Move the average towards the weights by 1 - decay of what lies between them."""
-        if self._pairs is None or self._pairs.model is not model:
+        if self._pairs is None or not self._pairs.still_of(model):
             self._pairs = Pairs(model, self.module)
         pairs = self._pairs
         torch._foreach_lerp_(pairs.averages, pairs.weights, weight=1 - decay)
@@ -62,9 +63,12 @@ class Pairs:
     """
 
     def __init__(self, model: nn.Module, average: nn.Module) -> None:
-        self.model = model
         self.averages, self.counters = by_kind(average)
         self.weights, self.counted = by_kind(model)
+
+    def still_of(self, model: nn.Module) -> bool:
+        """Return whether the model's first tensor lies where it did."""
+        return next(model.parameters()).data_ptr() == self.weights[0].data_ptr()
 
 
 def by_kind(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -82,9 +82,9 @@ class Panel:
             load_model(path, self.device) for path in best_checkpoints(checkpoint)
         ]
         check_members(self.models)
-        for one in self.models:
-            size = one.preprocess.image_size
-            fold_batch_norm(one.model, image_size=size, precision=self.precision)
+        for trained in self.models:
+            image_size = trained.preprocess.image_size
+            fold_batch_norm(trained.model, image_size=image_size, precision=self.precision)
         self.home: Path = home_of(checkpoint, self.models, outputs)
         self.classes = self.models[0].classes
         self.specs = list(dict.fromkeys(model.preprocess for model in self.models))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dermalyze.compute import Precision
-from dermalyze.inference.folding import NORMALISATIONS, fold_batch_norm
+from dermalyze.inference.folding import LAYERS, fold_batch_norm
 from dermalyze.models.backbone import Backbone
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def images(size: int, count: int = 4) -> torch.Tensor:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    return [part for part in model.modules() if type(part) in NORMALISATIONS]
+    return [part for part in model.modules() if type(part) in LAYERS]
 
 
 class Normalised(nn.Module):
@@ -66,7 +66,8 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize(
     ("backbone", "whole"),
     [
-        ("test_efficientnet", True),  # with padding as TensorFlow has it, and SiLU in the layers
+        ("test_efficientnet", True),  # with SiLU in its layers
+        ("tf_mobilenetv3_small_minimal_100", True),  # with padding as TensorFlow has it
         ("test_resnet", True),
         ("resnet10t", True),
         ("mobilenetv3_small_050", True),
@@ -112,15 +113,9 @@ class Grey(nn.Module):
         return images_BCHW[:, :1].float()
 
 
-@pytest.mark.parametrize(
-    ("wire", "more"),
-    [
-        (lambda a, b, n, x: b(n(a(x))), {}),
-        (lambda a, b, n, x: n(b(a(x))), {}),
-    ],
-)
-def test_what_one_convolution_gives_to_the_layer_alone_is_folded(wire: Any, more: Any) -> None:
-    check(Wired(wire, **more), ["layer"])
+@pytest.mark.parametrize("wire", [lambda a, b, n, x: b(n(a(x))), lambda a, b, n, x: n(b(a(x)))])
+def test_what_one_convolution_gives_to_the_layer_alone_is_folded(wire: Any) -> None:
+    check(Wired(wire), ["layer"])
 
 
 @pytest.mark.parametrize(
@@ -131,6 +126,9 @@ def test_what_one_convolution_gives_to_the_layer_alone_is_folded(wire: Any, more
         (lambda a, b, n, x: n(a(x)) + a(x / 2), {}),
         (lambda a, b, n, x: n(a(x)) + n(b(x)), {}),
         (lambda a, b, n, x: n(F.relu(a(x))), {}),
+        (lambda a, b, n, x: n(F.relu(a(x), inplace=True)), {}),
+        (lambda a, b, n, x: (z := n(y := a(x))) + y.add_(z), {}),
+        (lambda a, b, n, x: n(a(x).detach()), {}),
         (lambda a, b, n, x: a(n(x)), {}),
         (lambda a, b, n, x: n(a(x)), {"make": StdConv2d}),
         (lambda a, b, n, x: n(a(x)), {"layer": nn.BatchNorm2d(3, track_running_stats=False)}),
@@ -142,6 +140,9 @@ def test_what_one_convolution_gives_to_the_layer_alone_is_folded(wire: Any, more
         "a convolution that runs twice",
         "a layer that runs twice",
         "something between",
+        "something between, in place",
+        "read once more after it was changed in place",
+        "a way that gradients do not go",
         "the layer first",
         "weights that are changed before they are used",
         "statistics of the batch",
@@ -173,3 +174,30 @@ def test_half_precision_keeps_its_layers() -> None:
     had = len(layers(model))
     assert fold_batch_norm(model, image_size=64, precision=HALF) == []
     assert len(layers(model)) == had > 3
+
+
+class Aliased(Wired):
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.alias = self.layer
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.alias(self.first(images_BCHW.float()))
+        return out
+
+
+def test_a_layer_with_two_names_is_replaced_under_both() -> None:
+    check(Aliased(), ["layer"])
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
+def test_within_inference_mode_nothing_is_folded(context: Any) -> None:
+    model = Wired(lambda a, b, n, x: n(a(x))).eval()
+    with context():
+        done = fold_batch_norm(model, image_size=8, precision=FLOAT)
+    assert done == ([] if context is torch.inference_mode else ["layer"])
+
+
+def test_frozen_weights_are_not_folded() -> None:
+    model = Wired(lambda a, b, n, x: n(a(x))).eval().requires_grad_(requires_grad=False)
+    assert fold_batch_norm(model, image_size=8, precision=FLOAT) == []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -153,6 +154,43 @@ def test_results_do_not_depend_on_threads_or_on_the_batch(
         assert torch.equal(OPENCV.warp(images, matrices, (32, 32)), alone)
     few = np.array([3, 17, 39])
     assert torch.equal(OPENCV.warp(images[few], matrices[few], (32, 32)), alone[few])
+
+    maps, gammas = np.tile(np.eye(4, 3) * 0.9, (IMAGES, 1, 1)), np.linspace(0.5, 1.5, IMAGES)
+    gaussians = gaussian_kernels(np.linspace(0.5, 2, len(few)), 5)
+    changed = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        recoloured = OPENCV.recolour(alone, maps, gammas)
+        OPENCV.blur(recoloured, few, gaussians)
+        changed.append(recoloured)
+    assert torch.equal(changed[0], changed[1])
+    assert torch.equal(changed[0], changed[2])
+    assert not torch.equal(changed[0], OPENCV.recolour(alone, maps, gammas))
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_those_of_torch_however_few_images_there_are() -> None:
+    before = threading.active_count()
+    torch.set_num_threads(3)
+    for count in range(1, 9):
+        shared_out(lambda _: None, count, pixels=10**6)
+    assert threading.active_count() <= before + 3
+
+
+@pytest.mark.usefixtures("threads")
+def test_no_thread_is_at_work_any_more_when_an_error_is_raised() -> None:
+    torch.set_num_threads(2)
+    done = threading.Event()
+
+    def work(position: int) -> None:
+        if position == 0:
+            raise ValueError("zero")
+        time.sleep(0.2)
+        done.set()
+
+    with pytest.raises(ValueError, match="zero"):
+        shared_out(work, 2, pixels=10**6)
+    assert done.is_set()
 
 
 @pytest.mark.usefixtures("threads")

@@ -103,11 +103,14 @@ def test_the_average_is_not_trained() -> None:
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
 
 
-def test_updates_are_those_of_timm_also_after_weights_were_loaded() -> None:
+def test_updates_are_those_of_timm_also_after_weights_were_moved_or_loaded() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     average, reference = average_of(model=model, decay=0.9), ModelEmaV3(model, decay=0.9)
     assert average is not None
     for step in range(100, 104):  # past the warm-up
+        if step == 101:
+            for each in (model, average, reference):
+                each.half().float()  # every tensor lies elsewhere now
         if step == 102:
             other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).state_dict()
             model.load_state_dict(other)
