@@ -140,13 +140,13 @@ def shared_out(work: Callable[[int], None], count: int, *, pixels: int) -> None:
         pixels: of each, as it was or as it becomes, whichever are more.
     """
     most = torch.get_num_threads()
-    threads = min(most, count) if pixels >= PIXELS_WORTH_A_THREAD else 1
+    threads = max(1, min(most, count)) if pixels >= PIXELS_WORTH_A_THREAD else 1
 
     def of_thread(first: int) -> None:
         for position in range(first, count, threads):
             work(position)
 
-    if threads <= 1:
+    if threads == 1:
         of_thread(0)
         return
     parts = [pool_of(most).submit(of_thread, first) for first in range(threads)]

@@ -21,7 +21,7 @@ from dermalyze.compute import Precision
 
 # Exactly these: a class derived from them may do something else with its weights.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-LAYERS = (nn.BatchNorm2d, BatchNormAct2d)
+BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 def fold_batch_norm(model: nn.Module, *, image_size: int, precision: Precision) -> list[str]:
@@ -40,7 +40,9 @@ def fold_batch_norm(model: nn.Module, *, image_size: int, precision: Precision) 
     Returns:
         The names of the layers that are folded.
     """
-    if precision.dtype is not None or not any(type(part) in LAYERS for part in model.modules()):
+    if precision.dtype is not None or not any(
+        type(part) in BATCH_NORMS for part in model.modules()
+    ):
         return []
     shape = (1, 3, image_size, image_size)
     example_BCHW = torch.zeros(shape, dtype=torch.uint8, device=precision.device)
@@ -91,7 +93,7 @@ def pairs(model: nn.Module, example_BCHW: Tensor) -> list[tuple[Any, Any]]:
     for part in model.modules():
         if type(part) in CONVOLUTIONS:
             handles.append(part.register_forward_hook(after))
-        elif type(part) in LAYERS:
+        elif type(part) in BATCH_NORMS:
             handles.append(part.register_forward_pre_hook(before))
     try:
         with torch.enable_grad(), saved_tensors_hooks(let_go, let_go):

@@ -57,10 +57,7 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
 
 
 class Pairs:
-    """The tensors of a model and of its average, each with its own: numbers, and counters.
-
-    It is no module, so the average does not take the model for a part of itself.
-    """
+    """The tensors of a model and of its average, each with its own: numbers, and counters."""
 
     def __init__(self, model: nn.Module, average: nn.Module) -> None:
         self.averages, self.counters = by_kind(average)

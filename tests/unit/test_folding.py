@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from small_models import make_run
 from timm.layers import BatchNormAct2d, StdConv2d
 from torch import nn
 from torch.nn import functional as F
 
+from dermalyze import members
 from dermalyze.compute import Precision
-from dermalyze.inference.folding import LAYERS, fold_batch_norm
+from dermalyze.inference.folding import BATCH_NORMS, fold_batch_norm
+from dermalyze.inference.loading import best_checkpoint, load_model, read_facts
+from dermalyze.inference.views import AS_THEY_ARE
 from dermalyze.models.backbone import Backbone
+from dermalyze.prediction.panel import Panel
 
 CPU = torch.device("cpu")
 FLOAT, HALF = Precision(CPU, None), Precision(CPU, torch.bfloat16)
@@ -50,7 +57,7 @@ def images(size: int, count: int = 4) -> torch.Tensor:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    return [part for part in model.modules() if type(part) in LAYERS]
+    return [part for part in model.modules() if type(part) in BATCH_NORMS]
 
 
 class Normalised(nn.Module):
@@ -201,3 +208,35 @@ def test_within_inference_mode_nothing_is_folded(context: Any) -> None:
 def test_frozen_weights_are_not_folded() -> None:
     model = Wired(lambda a, b, n, x: n(a(x))).eval().requires_grad_(requires_grad=False)
     assert fold_batch_norm(model, image_size=8, precision=FLOAT) == []
+
+
+@pytest.mark.parametrize(("amp", "kept"), [("off", 0), ("bf16", 15)])
+def test_evaluate_and_predict_fold_in_float32(
+    amp: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = best_checkpoint(str(make_run(tmp_path / "run")))
+    assert len(layers(load_model(file, CPU).model)) == 15
+    how: Any = {"device": "cpu", "set_method": "aps", "outputs": str(tmp_path)}
+    (shown,) = Panel(str(file), amp=amp, **how).models
+    assert len(layers(shown.model)) == kept
+
+    judged: list[nn.Module] = []
+
+    def predicted(model: nn.Module, *_: Any, **__: Any) -> np.ndarray:
+        judged.append(model)
+        return np.full((1, 1, 3), 1 / 3)
+
+    monkeypatch.setattr(members, "open_store", lambda *_, **__: None)
+    monkeypatch.setattr(members, "predict_views", predicted)
+    config = {"paths": {"cache": ""}, "batch_size": 1, "amp": amp}
+    table: Any = None  # no image is read
+    together = members.Members(
+        config=config,
+        facts=[read_facts(file)],
+        table=table,
+        views=AS_THEY_ARE,
+        adjustment=None,
+        device=CPU,
+    )
+    together._look(together.facts[0], np.arange(1))
+    assert [len(layers(model)) for model in judged] == [kept]

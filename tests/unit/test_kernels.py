@@ -172,7 +172,7 @@ def test_results_do_not_depend_on_threads_or_on_the_batch(
 def test_threads_are_those_of_torch_however_few_images_there_are() -> None:
     before = threading.active_count()
     torch.set_num_threads(3)
-    for count in range(1, 9):
+    for count in range(9):
         shared_out(lambda _: None, count, pixels=10**6)
     assert threading.active_count() <= before + 3
 
