@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,16 +21,17 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # what Hydra itself reads the line with
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, OverrideParseException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dermalyze.config import CONF_DIR, options_of, register_resolvers
-from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned, meant, nearest
+from dermalyze.composition_errors import better_said
+from dermalyze.config import CONF_DIR, register_resolvers
+from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned
 from dermalyze.fresh_folder import remove_if_fresh
 from dermalyze.launch import Launch, launch_of
-from dermalyze.run_folder import as_typed, flat_parameters
+from dermalyze.run_folder import as_typed
 from dermalyze.sweeps.job import run_job
 from dermalyze.sweeps.sweep import resumed_words, whole_sweep
 
@@ -104,7 +104,7 @@ def command(
             except DermalyzeError as error:  # of a sweep's job, which has said it
                 raise SystemExit(2) from error
             except (CompactHydraException, OmegaConfBaseException) as error:
-                print(_mendable(error) or _better_said(error) or error, file=sys.stderr)
+                print(_mendable(error) or better_said(error) or error, file=sys.stderr)
                 raise SystemExit(2) from error
 
         @wraps(task)
@@ -246,46 +246,3 @@ def _help(config_name: str, overrides: list[str], *, sweeps: bool) -> str:
     return template.safe_substitute(
         APP_CONFIG_GROUPS="\n".join(groups), CONFIG=OmegaConf.to_yaml(cfg)
     )
-
-
-def _better_said(error: Exception) -> str | None:
-    """Return a message with its mend where Hydra's own has none."""
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return (
-            f"{error.override}: is not key=value, as in checkpoint=RUN or training.epochs=3; "
-            "--help shows all keys."
-        )
-    return _unknown_name(error) or _unknown_option(error)
-
-
-def _unknown_name(error: Exception) -> str | None:
-    """Return a better message where Hydra knows no such key or group and proposes to add it."""
-    unknown = re.search(r"Could not override '([^'@]+)'", str(error))
-    if unknown is None or not isinstance(error.__cause__, OmegaConfBaseException):
-        return None
-    # The cause knows the whole config that was composed until then.
-    composed: Any = error.__cause__.parent_node._get_root()
-    keys = flat_parameters(OmegaConf.to_container(composed))
-    groups = {str(path.parent.relative_to(CONF_DIR)) for path in CONF_DIR.rglob("*/*.yaml")}
-    name = unknown[1]
-    of_hydra = name.startswith("hydra.")
-    names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
-    below = sorted(key for key in names if key.endswith(f".{name}"))
-    if below:  # a key without its place
-        return f"{name}: there is no such key or group. Did you mean {' or '.join(below[:3])}?"
-    return f"{name}: there is no such key or group.{nearest(name, names)}"
-
-
-def _unknown_option(error: Exception) -> str | None:
-    """Return a better message where Hydra knows no such option of a group."""
-    unknown = re.search(r"Could not find '([^']+)/([^'/]+)'", str(error))
-    if unknown is None:
-        return None
-    group, name = unknown[1], unknown[2]
-    options = options_of(group)
-    if not options:
-        return None
-    if group == "hydra/launcher":
-        options.insert(0, "basic")  # Hydra's own
-    listed = ", ".join(options)
-    return f"{group}={name}: there is no such option.{meant(name, options)} Valid: {listed}."

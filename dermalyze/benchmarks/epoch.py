@@ -43,12 +43,14 @@ def measure(
     The usual style is a `DataLoader` over torchvision's transforms, those of the medium
     augmentation, with each of some numbers of workers, and the plain step of `step`; timm's loader
     augments in its own way (flips, colour jitter, random crops) and feeds the same plain step. The
-    first epoch of a machine builds the image cache as well.
+    first epoch of a machine builds the image cache as well. All train whole batches alone, since
+    timm's loader drops a last, smaller one.
 
     Args:
         repeats: how often each is timed.
         root: a folder of JPEG files, whose classes do not matter here; None: photographs are drawn.
-        images: of an epoch; of the files below `root` the first so many, None: all.
+        images: of an epoch, as far as they make whole batches; of the files below `root` the first
+            so many, None: all.
         workers: numbers of workers; 0 loads in the training process.
         options: words of `python -m dermalyze.train`. They say what ours trains, and the others get
             its backbone, image size and batches.
@@ -57,8 +59,10 @@ def measure(
         ConfigError: words that `train` refuses; too few files, or no number of those to draw.
     """
     config = config_of(options)
+    batch_size = config["training"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
         paths = given_files(root, images) if root else drawn_files(Path(folder), images)
+        paths = in_whole_batches(paths, batch_size)
         shared: dict[str, Any] = {"paths": paths, "options": [*options]}
         with (
             apart(others, keep_memory=False, workers=[*workers], **shared) as theirs,
@@ -70,7 +74,6 @@ def measure(
     best = min(usuals, key=lambda name: float(np.median(seconds[name])))
     rows = rate_rows(seconds, images=len(paths), yardstick=best)
     backbone, image_size = config["model"]["backbone"], config["data"]["image_size"]
-    batch_size = config["training"]["batch_size"]
     model = f"{backbone} at {image_size} pixels, batches of {batch_size}"
     title = (
         f"an epoch of {len(paths):,} {'real' if root else 'drawn'} images, {model}, "
@@ -100,9 +103,7 @@ def others(*, paths: list[Path], options: Sequence[str], workers: Sequence[int])
 
     def usual(number: int) -> Callable[[], None]:
         files = pillow_files(paths, labels, size=image_size)
-        loader = DataLoader(
-            files, batch_size=batch_size, shuffle=True, num_workers=number, drop_last=True
-        )
+        loader = DataLoader(files, batch_size=batch_size, shuffle=True, num_workers=number)
         return partial(run_through, loader, plain_step(backbone))
 
     def of_timm(number: int) -> Callable[[], None]:
@@ -160,6 +161,21 @@ def drawn_files(folder: Path, images: int | None) -> list[Path]:
     if images is None:
         raise ConfigError("epoch.images=null: all files of a folder. Name it by epoch.root=DIR.")
     return photographs(folder, images=images)
+
+
+def in_whole_batches(paths: list[Path], batch_size: int) -> list[Path]:
+    """Return the files but those of a last, smaller batch.
+
+    Raises:
+        ConfigError: they make no batch.
+    """
+    images = len(paths) // batch_size * batch_size
+    if not images:
+        raise ConfigError(
+            f"epoch.images: {len(paths)} make no batch of {batch_size}. Name more, or add "
+            "training.batch_size=N to epoch.options."
+        )
+    return paths[:images]
 
 
 class TimmFiles(UsualFiles):

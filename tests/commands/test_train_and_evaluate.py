@@ -269,6 +269,10 @@ def test_prepare_names_files_that_cannot_be_read_and_the_next_step_works(
             "some/run",
             "some/run: is not key=value, as in checkpoint=RUN or training.epochs=3; --help",
         ),
+        (
+            "data.batch_size=8",
+            "data.batch_size: there is no such key or group. Did you mean training.batch_size?",
+        ),
         ("batch_size=8", "batch_size: there is no such key or group. Did you mean training.batch_"),
     ],
 )

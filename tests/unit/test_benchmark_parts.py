@@ -179,7 +179,7 @@ def test_the_words_of_train_say_what_an_epoch_is_of(tmp_path: Path) -> None:
     options = {"workers": [0], "options": words, "root": str(tmp_path)}
     report = epoch.measure(repeats=1, images=None, **options)
     assert report.title.startswith(
-        "an epoch of 9 real images, test_resnet at 32 pixels, batches of 4, "
+        "an epoch of 8 real images, test_resnet at 32 pixels, batches of 4, "
     )
     rows = {row["what"]: row for row in report.numbers["epoch"]}
     assert [*rows] == ["DataLoader, 0 workers", "timm's loader, 0 workers", epoch.OURS, epoch.FIRST]
@@ -193,6 +193,10 @@ def test_the_words_of_train_say_what_an_epoch_is_of(tmp_path: Path) -> None:
         epoch.measure(repeats=1, images=10, **options)
     with pytest.raises(ConfigError, match=r"epoch.images=null: all files of a folder\. Name it by"):
         epoch.measure(repeats=1, images=None, **{**options, "root": None})
+    with pytest.raises(
+        ConfigError, match=r"epoch.images: 3 make no batch of 4\. Name more, or add"
+    ):
+        epoch.measure(repeats=1, images=3, **options)
 
 
 def test_a_whole_recipe_is_an_epochs_words_and_metadata_are_refused() -> None:
@@ -200,6 +204,8 @@ def test_a_whole_recipe_is_an_epochs_words_and_metadata_are_refused() -> None:
     assert (config["model"]["backbone"], config["data"]["image_size"]) == ("resnet10t", 48)
     with pytest.raises(ConfigError, match=r"^model/metadata: the images here have no metadata"):
         config_of(["model/metadata=film"])
+    with pytest.raises(ConfigError, match=r"^train: data\.batch_size: there is no such key"):
+        config_of(["data.batch_size=8"])
 
 
 @pytest.mark.usefixtures("here")

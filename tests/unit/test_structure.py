@@ -30,8 +30,8 @@ FLOORS = (
     {"config", "contradictions", "data", "evaluation", "evaluation_options"}
     | {"frequency_correction", "launch", "multirun_folder", "run_folder", "sweep_folder"},
     # 2: tensors, and checks of values that need the floor below
-    {"augmentation", "checkpoint_file", "compute", "data.batches", "distributed", "losses"}
-    | {"models", "optim"}
+    {"augmentation", "checkpoint_file", "composition_errors", "compute", "data.batches"}
+    | {"distributed", "losses", "models", "optim"}
     | {"reporting", "schema"},
     # 3: what is done with a model, and a config's data read for all commands
     {"dataset", "engine", "inference", "tracking"},
