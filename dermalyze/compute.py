@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +64,8 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(amp: str, device: torch.device) -> Precision:
     """Return the number format for `training.amp` on a device.
 
-    `auto` is bf16 on CUDA devices that have it, fp16 on older ones, and fp32 elsewhere: on a CPU
-    without AVX-512 bf16 is several times slower than fp32.
+    `auto` is bf16 on CUDA devices that have it, fp16 on older ones, and fp32 elsewhere: on CPUs
+    bf16 is the faster for some networks and several times slower for others, whichever CPU it is.
 
     Raises:
         ConfigError: another name; or fp16 on a device without loss scaling in torch.
@@ -81,6 +81,15 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     if amp not in formats:
         raise ConfigError(f"training.amp={amp}: no number format.{nearest(amp, formats)}")
     return Precision(device, formats[amp])
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the device is a CPU with units for products in bf16 (Intel's AMX).
+
+    False as well where torch is too old to tell.
+    """
+    told: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return device.type == "cpu" and bool(told().get("amx_bf16"))
 
 
 def set_threads(threads: int | None) -> int:

@@ -52,10 +52,9 @@ class ServedModel(PythonModel):  # type: ignore[misc] # MLflow's classes are not
         results = list(self._predictor.predict_batch(images, metadata=known))
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
-            first = failures[0]
             raise _refused(
-                f"{len(failures)} of {len(results)} images cannot be used. The first of them, "
-                f"{first.image}: {first.error.removeprefix(f'{first.image}: ')}"
+                f"{len(failures)} of {len(results)} images cannot be used. The first of them: "
+                f"{failures[0].error}"
             )
         return pd.DataFrame([_row(one) for one in results if isinstance(one, Prediction)])
 

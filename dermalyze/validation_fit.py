@@ -39,7 +39,7 @@ def validation_fit(
 ) -> tuple[Node | None, str | None]:
     """Return what `fit_on_validation` and `fit_unlikeness` find; or None, and why there is none.
 
-    A temperature that is a bound of its search is warned of.
+    A temperature that is a bound of its search is warned of, each model's own as well.
 
     Args:
         config: checked, plain, of `python -m dermalyze.evaluate`.
@@ -49,6 +49,26 @@ def validation_fit(
             was fitted for another way is fitted anew.
         on_validation: called when it is needed.
     """
+    fitted, why_not = _found_or_fitted(config, facts, home, prediction, on_validation)
+    if fitted is not None:
+        temperatures = {"the": fitted["temperature"]}
+        temperatures |= {
+            f"model {number} by itself: its": alone["temperature"]
+            for number, alone in enumerate(fitted["members"], start=1)
+        }
+        for whose, temperature in temperatures.items():
+            if note := bound_note(temperature):
+                logger.warning("%s %s", whose, note)
+    return fitted, why_not
+
+
+def _found_or_fitted(
+    config: Node,
+    facts: Sequence[ModelFacts],
+    home: Path,
+    prediction: Node,
+    on_validation: Callable[[], Validated],
+) -> tuple[Node | None, str | None]:
     for member in facts:
         if run_of(member) is None:
             return None, f"{member.path} lies in no run's folder: there is no validation part"
@@ -61,7 +81,6 @@ def validation_fit(
     }
     fitted = kept(home, about)
     if fitted is not None and "members" in fitted:  # else an older fit, which is made anew
-        _warn_at_bound(fitted)
         return fitted, None
     if config["data"].get("source") is not None:
         return None, "not fitted yet: evaluate split=test of the model's own run first"
@@ -78,10 +97,4 @@ def validation_fit(
     )
     home.mkdir(parents=True, exist_ok=True)
     keep(home, about, fitted)
-    _warn_at_bound(fitted)
     return fitted, None
-
-
-def _warn_at_bound(fitted: Node) -> None:
-    if note := bound_note(fitted["temperature"]):
-        logger.warning("the %s", note)

@@ -19,6 +19,7 @@ from dermalyze.benchmarks.training import (
     random_store,
     timm_step,
 )
+from dermalyze.compute import multiplies_bf16
 from dermalyze.engine.profile import PARTS
 from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
@@ -26,6 +27,7 @@ from dermalyze.engine.step import TrainingStep
 PLAIN, BARE = "eager, contiguous", "ours, as much as eager"
 TIMM, AVERAGED = "timm's, with average", "ours, as much as timm's"
 WHOLE = "ours, with augmentation and average"
+HALF = "ours, the same in bf16"
 SHARES = "shares"
 STEPS = 3
 NOTES = (
@@ -39,8 +41,9 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
     """Time three steps of each on images that lie in memory.
 
     All train one network with a linear classifier, in float32. "As much" leaves out what the other
-    does not do: augmentation, and for the plain step the moving average too. The shares are those
-    of whole steps, by torch's profiler.
+    does not do: augmentation, and for the plain step the moving average too. Where the CPU has
+    units for it, ours is timed in bf16 as well. The shares are those of whole steps in float32, by
+    torch's profiler.
     """
     options = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
     with (
@@ -48,7 +51,8 @@ def measure(*, repeats: int, backbone: str, image_size: int, batch_size: int) ->
         apart(our_own, keep_memory=True, **options) as ours,
     ):
         each, note = theirs.peers | ours.peers, memory_note(theirs, ours)
-        peers = {name: each[name] for name in (PLAIN, BARE, TIMM, AVERAGED, WHOLE)}
+        order = (PLAIN, BARE, TIMM, AVERAGED, WHOLE, HALF)
+        peers = {name: each[name] for name in order if name in each}
         seconds = in_turns(peers, repeats=repeats, title="step", between=lambda: None)
         parts: dict[str, float] = ours.peers[SHARES]()
     rows = rate_rows(seconds, images=STEPS * batch_size, yardstick=PLAIN)
@@ -85,6 +89,8 @@ def our_own(*, backbone: str, image_size: int, batch_size: int) -> Peers:
         AVERAGED: ["augmentation=none", "ema=on"],
         WHOLE: ["augmentation=medium", "ema=on"],
     }
+    if multiplies_bf16(torch.device("cpu")):
+        made[HALF] = [*made[WHOLE], "training.amp=bf16"]
     ours = {
         name: our_training(
             store,

@@ -147,13 +147,13 @@ class Panel:
             return [*self._predictions(seen, probs_MVNK, way)]
         except DataError as error:  # of one of them, perhaps: the others stand
             if len(seen) == 1:
-                return [Failure(seen[0].name, str(error))]
+                return [_failure(seen[0], error)]
         results: list[Result] = []
         for position, one in enumerate(seen):
             try:
                 results += self._predictions([one], probs_MVNK[:, :, [position]], way)
             except DataError as error:
-                results.append(Failure(one.name, str(error)))
+                results.append(_failure(one, error))
         return results
 
     def _probabilities(
@@ -218,6 +218,10 @@ class Panel:
                 metadata=one.told,
             ),
         )
+
+
+def _failure(one: _Seen, error: DataError) -> Failure:
+    return Failure(one.name, f"{one.name}: {error}")
 
 
 def panel_of(config: dict[str, Any]) -> Panel:

@@ -111,7 +111,13 @@ class Prediction(ReadsLikeADict):
 
 @dataclass(frozen=True, eq=False)
 class Failure(ReadsLikeADict):
-    """An image of which nothing can be said, and why: `"error" in result` tells it apart."""
+    """An image of which nothing can be said, and why: `"error" in result` tells it apart.
+
+    Attributes:
+        image: as in `Prediction`.
+        error: the reason, which begins with the file, or with what an image without one is called.
+        disclaimer: as in `Prediction`.
+    """
 
     image: str
     error: str

@@ -159,7 +159,7 @@ def calibration_report(
 
     "intervals" holds the estimates of nll, ece and brier, before and after; "members", of each of
     several models by what it says alone (probs_MNK), its own temperature and its errors before and
-    after. "temperature_note" says where the temperature is a bound of its search.
+    after. "temperature_note" says where a temperature is a bound of its search.
     """
     report: Node = {
         "before": calibration_errors(labels_N, probs_NK),
@@ -187,6 +187,7 @@ def calibration_report(
         "members": [
             {
                 "temperature": one["temperature"],
+                "temperature_note": bound_note(one["temperature"]),
                 **_errors(labels_N, alone_NK, one["temperature"]),
                 "validation": {when: one[when] for when in ("before", "after")},
             }

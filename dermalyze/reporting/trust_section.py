@@ -49,14 +49,16 @@ def _alone(found: list[Node], members: list[Node]) -> list[Element]:
     """Return what a temperature of its own does for each of several models, by itself."""
     if not found:
         return []
-    rows = []
+    rows, notes = [], []
     for member, one in zip(members, found, strict=True):
         errors = [one[when][name] for name in ("nll", "ece") for when in ("before", "after")]
         shown = [f"{error:.4f}" for error in errors]
         name = f"epoch {member['epoch']} of seed {member['seed']}"
         rows.append([name, f"{one['temperature']:.3f}", *shown])
+        if one["temperature_note"] is not None:
+            notes.append(warning(f"Of {name} the {one['temperature_note']}."))
     heads = ["model alone", "temperature", "NLL", "after it", "ECE", "after it"]
-    return [table(heads, rows, "Each model by itself, with a temperature of its own.")]
+    return [table(heads, rows, "Each model by itself, with a temperature of its own."), *notes]
 
 
 def _sets(sets: Node) -> list[Element]:

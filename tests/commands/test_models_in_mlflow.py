@@ -91,7 +91,7 @@ def test_the_pyfunc_agrees_with_evaluate(trained, evaluated, files):
     assert example[COLUMNS].to_numpy().sum() == pytest.approx(1, abs=1e-12)
 
     for wrong, why in (
-        (b"text", "them, image 1: neither JPEG"),
+        (b"text", "them: image 1: neither JPEG"),
         ("%", "image 1: neither bytes nor"),
     ):
         with pytest.raises(MlflowException, match=why):

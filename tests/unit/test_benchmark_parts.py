@@ -134,10 +134,13 @@ def test_parts_that_start_processes_work_in_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_the_shares_of_a_step_make_a_whole() -> None:
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_the_shares_of_a_step_make_a_whole(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "multiplies_bf16", lambda device: in_bf16)
     report = step.measure(repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8)
     rows = [row["what"] for row in report.numbers["step"]]
-    assert rows == [step.PLAIN, step.BARE, step.TIMM, step.AVERAGED, step.WHOLE]
+    half = [step.HALF] if in_bf16 else []
+    assert rows == [step.PLAIN, step.BARE, step.TIMM, step.AVERAGED, step.WHOLE, *half]
     assert (
         "torchvision's reference script is not in its package, so it is no peer here"
         in report.table

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dermalyze.compute import choose_device, choose_precision, numerics
+from dermalyze.compute import choose_device, choose_precision, multiplies_bf16, numerics
 from dermalyze.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -26,6 +26,17 @@ def test_float16_is_scaled_on_cuda_and_refused_elsewhere() -> None:
         choose_precision("fp16", CPU)
     with pytest.raises(ConfigError, match=r"training\.amp=fp61: .* Did you mean 'fp16'\?"):
         choose_precision("fp61", CPU)
+
+
+def test_bf16_is_multiplied_by_a_cpu_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda told=told: {"amx_bf16": told}, raising=False
+        )
+        assert multiplies_bf16(CPU) is told
+        assert not multiplies_bf16(torch.device("cuda"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not multiplies_bf16(CPU)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

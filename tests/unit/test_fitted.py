@@ -118,10 +118,11 @@ def test_each_of_several_models_is_told_by_its_own_temperature() -> None:
     ("turn", "bound", "how"), [(0, 0.05, "far from sure enough"), (1, 20.0, "far too sure")]
 )
 def test_a_temperature_at_its_bound_is_said_to_be_one(turn, bound, how, tmp_path, caplog) -> None:
-    """Of a model that is always right, or never."""
+    """Of a model that is always right, or never, also where it is one of several."""
     _, probs_NK = sampled(0)
     labels_N = (probs_NK.argmax(axis=1) + turn) % 3
-    found = fit_on_validation(labels_N, probs_NK, sets=SETS, abstention={"error": 0.1})
+    asked = {"sets": SETS, "abstention": {"error": 0.1}}
+    found = fit_on_validation(labels_N, probs_NK, **asked)
     assert found["temperature"] == pytest.approx(bound, rel=2e-6)
     said = (
         f"temperature {bound:g} is a bound of the search (0.05 to 20), not an optimum: on "
@@ -130,11 +131,22 @@ def test_a_temperature_at_its_bound_is_said_to_be_one(turn, bound, how, tmp_path
     how_told = {"resampled": resampled(), "why_not": None}
     report = calibration_report(*sampled(1), found, **how_told)
     assert report["temperature_note"] == said
+    guessed_N = (labels_N + (np.arange(len(labels_N)) % 5 == 0)) % 3  # four of five are right
+    two = [probs_NK, 0.4 * np.eye(3)[guessed_N] + 0.2]
+    with_two = fit_on_validation(labels_N, probs_NK, **asked, probs_MNK=two)
+    assert with_two["members"][1]["temperature"] == pytest.approx(np.log(3) / np.log(8), rel=1e-4)
+    of_two = calibration_report(*sampled(1), with_two, **how_told, probs_MNK=two)["members"]
+    assert [one["temperature_note"] for one in of_two] == [said, None]
     assert calibration_report(*sampled(1), fitted(), **how_told)["temperature_note"] is None
 
-    asked = {"sets": SETS, "abstention": {"error": 0.1}, "unlike_training": {}}
+    asked |= {"unlike_training": {}}
     about = {"models": [], "prediction": {"tta": "off"}, **asked}
-    for one, warned in ((found, [f"the {said}"]), (fitted(), [])):
+    of_first = f"model 1 by itself: its {said}"
+    for one, warned in (
+        (found, [f"the {said}"]),
+        (with_two, [f"the {said}", of_first]),
+        (fitted(), []),
+    ):
         keep(tmp_path, about, one)
         caplog.clear()
         again, _ = validation_fit(
