@@ -53,7 +53,7 @@ def measure(
             so many, None: all.
         workers: numbers of workers; 0 loads in the training process.
         options: words of `python -m dermalyze.train`. They say what ours trains, and the others get
-            its backbone, image size and batches.
+            its backbone, under timm's linear classifier, its image size and its batches.
 
     Raises:
         ConfigError: words that `train` refuses; too few files, or no number of those to draw.
