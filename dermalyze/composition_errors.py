@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import OverrideParseException
@@ -34,13 +35,30 @@ def _unknown_name(error: Exception) -> str | None:
     keys = flat_parameters(OmegaConf.to_container(composed))
     groups = {str(path.parent.relative_to(CONF_DIR)) for path in CONF_DIR.rglob("*/*.yaml")}
     name = unknown[1]
+    start = f"{name}: there is no such key or group."
     of_hydra = name.startswith("hydra.")
     names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
-    leaf = name.rpartition(".")[2]
-    below = sorted(key for key in names if key.endswith(f".{leaf}"))
-    if below and (leaf == name or len(below) <= 3):  # a key without its place, or in another's
-        return f"{name}: there is no such key or group. Did you mean {' or '.join(below[:3])}?"
-    return f"{name}: there is no such key or group.{nearest(name, names)}"
+    parent, _, leaf = name.rpartition(".")
+    elsewhere = sorted(key for key in names if key.endswith(f".{leaf}"))
+    beside = [key for key in names if key.rpartition(".")[0] == parent]
+    near = get_close_matches(name, [*beside, *elsewhere], n=1, cutoff=0.75)
+    if near and near[0] in elsewhere:  # its place is misspelt alone
+        return f"{start}{nearest(name, near)}"
+    if having := _having(parent.replace(".", "/"), leaf):
+        return f"{start} {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it."
+    if elsewhere and (not parent or len(elsewhere) <= 3):
+        meant_one = " or ".join(repr(key) for key in [*near, *elsewhere[:3]])
+        return f"{start} Did you mean {meant_one}?"
+    return f"{start}{nearest(name, names)}"
+
+
+def _having(group: str, key: str) -> list[str]:
+    """Return the options of a group that set a key, as they are chosen: `loss=focal`."""
+    sets_it = re.compile(rf"^{re.escape(key)}:", re.MULTILINE)
+    files = sorted((CONF_DIR / group).glob("*.yaml")) if group else ()
+    return [
+        f"{group}={path.stem}" for path in files if sets_it.search(path.read_text(encoding="utf-8"))
+    ]
 
 
 def _unknown_option(error: Exception) -> str | None:

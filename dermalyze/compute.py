@@ -64,8 +64,9 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(amp: str, device: torch.device) -> Precision:
     """Return the number format for `training.amp` on a device.
 
-    `auto` is bf16 on CUDA devices that have it, fp16 on older ones, and fp32 elsewhere: on CPUs
-    bf16 is the faster for some networks and several times slower for others, whichever CPU it is.
+    `auto` is bf16 on CUDA devices that have it, fp16 on older ones, and fp32 elsewhere: a CPU that
+    multiplies in bf16 is faster by it with large convolutions and slower with depthwise ones, and
+    a CPU without AVX-512 bf16 is several times slower.
 
     Raises:
         ConfigError: another name; or fp16 on a device without loss scaling in torch.

@@ -28,6 +28,6 @@ def composed(command: str, words: Sequence[str]) -> DictConfig:
     with nullcontext() if is_app else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
             cfg: DictConfig = compose(command, list(words))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"{command}: {better_said(error) or error}") from error
     return cfg

@@ -53,7 +53,7 @@ def measure(
             so many, None: all.
         workers: numbers of workers; 0 loads in the training process.
         options: words of `python -m dermalyze.train`. They say what ours trains, and the others get
-            its backbone, under timm's linear classifier, its image size and its batches.
+            its backbone under a linear classifier, its image size and its batches.
 
     Raises:
         ConfigError: words that `train` refuses; too few files, or no number of those to draw.
@@ -172,8 +172,8 @@ def in_whole_batches(paths: list[Path], batch_size: int) -> list[Path]:
     images = len(paths) // batch_size * batch_size
     if not images:
         raise ConfigError(
-            f"epoch.images: {len(paths)} make no batch of {batch_size}. Name more, or add "
-            "training.batch_size=N to epoch.options."
+            f"epoch: {len(paths)} images make no batch of {batch_size}. Ask for more by "
+            "epoch.images, from a larger epoch.root, or add training.batch_size=N to epoch.options."
         )
     return paths[:images]
 

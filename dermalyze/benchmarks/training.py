@@ -96,14 +96,41 @@ def random_store(images: int, *, image_size: int, file: Path | None = None) -> I
     )
 
 
-def plain_step(backbone: str) -> Step:
-    """Return a step as tutorials write it.
+def peer_network(backbone: str) -> Any:
+    """Return timm's network with a linear classifier, as ours is with `model/head=linear`.
 
-    The network is timm's own with its classifier, in torch's own memory format; AdamW has torch's
-    defaults; gradients are clipped, and the loss is read back in every step.
+    Where timm's own has a hidden layer after the pooling (MobileNetV3 and its kin), it is left out.
     """
     torch.manual_seed(0)
     network: Any = timm.create_model(backbone, num_classes=CLASSES)
+    if network.head_hidden_size == network.num_features:
+        return network
+    return LinearOnMap(timm.create_model(backbone, num_classes=0, global_pool=""))
+
+
+class LinearOnMap(nn.Module):
+    """A linear classifier on the mean of a convolutional network's map."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+        self.classifier = nn.Linear(body.num_features, CLASSES)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return logits_BK."""
+        logits_BK: torch.Tensor = self.classifier(
+            self.body.forward_features(images_BCHW).mean((2, 3))
+        )
+        return logits_BK
+
+
+def plain_step(backbone: str) -> Step:
+    """Return a step as tutorials write it.
+
+    The network is `peer_network`, in torch's own memory format; AdamW has torch's defaults;
+    gradients are clipped, and the loss is read back in every step.
+    """
+    network = peer_network(backbone)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, weight_decay=0.02)
     network.train()
 
@@ -123,8 +150,7 @@ def timm_step(backbone: str) -> Step:
 
     Its options would be `--opt adamw --channels-last --model-ema --clip-grad 1`.
     """
-    torch.manual_seed(0)
-    network: Any = timm.create_model(backbone, num_classes=CLASSES)
+    network = peer_network(backbone)
     network.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(network, opt="adamw", lr=3e-4, weight_decay=0.02)
     average = ModelEmaV3(network, decay=0.9999)

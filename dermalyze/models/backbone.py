@@ -20,7 +20,9 @@ class Backbone(nn.Module):
     """A timm network without its own pooling and classifier.
 
     Convolutional maps, channels-last maps (Swin) and tokens (ViT) all come out as (B, C, H, W),
-    so that every head works on every backbone.
+    so that every head works on every backbone. Weights that the map does not come from (timm keeps
+    some that only its own classifier needs) are buffers: nothing trains them, averages them, or
+    waits for their gradients in another process.
 
     Args:
         name: timm's name, with or without the tag of its weights.
@@ -50,7 +52,7 @@ class Backbone(nn.Module):
         config: dict[str, Any] = self.network.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(float(value) for value in config["mean"])
         self.std: tuple[float, ...] = tuple(float(value) for value in config["std"])
-        self._refuse_without_map(image_size)
+        self._keep_unread_as_buffers(self._first_map(image_size))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return features_BCHW of normalised images_BCHW."""
@@ -64,19 +66,39 @@ class Backbone(nn.Module):
             return features.permute(0, 3, 1, 2)
         return features
 
-    def _refuse_without_map(self, image_size: int) -> None:
+    def _first_map(self, image_size: int) -> torch.Tensor:
         """Try one image: a network without a map, or one that this size does not fit, shows here.
 
         Not in inference mode: networks that keep a tensor for later could not be trained with it.
         """
         try:
-            with torch.no_grad():
-                shape = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+            with torch.enable_grad():
+                map_BCHW: torch.Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
+            shape = map_BCHW.shape
         except (AssertionError, AttributeError, RuntimeError) as error:
             raise _no_map(self.name, image_size, _why(error)) from error
         if len(shape) != 4 or shape[1] != self.out_channels:
             raise _no_map(self.name, image_size, f"its features are {tuple(shape)}")
         self.train()
+        return map_BCHW
+
+    def _keep_unread_as_buffers(self, map_BCHW: torch.Tensor) -> None:
+        """Make buffers, under the same names, of parameters that no gradient of the map reaches."""
+        waiting: list[Any] = [map_BCHW.grad_fn]
+        seen = {map_BCHW.grad_fn}
+        read = set()
+        while waiting:
+            node = waiting.pop()
+            if hasattr(node, "variable"):  # where a gradient is added to a parameter's
+                read.add(node.variable)
+            new = {before for before, _ in node.next_functions if before is not None} - seen
+            seen |= new
+            waiting += new
+        for module in self.network.modules():
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                if parameter not in read:
+                    delattr(module, name)
+                    module.register_buffer(name, parameter.detach())
 
 
 def check_name(name: str) -> None:

@@ -25,6 +25,7 @@ from dermalyze.benchmarks.timing import Bars
 from dermalyze.benchmarks.training import (
     config_of,
     our_training,
+    peer_network,
     plain_step,
     random_store,
     timm_step,
@@ -140,6 +141,9 @@ def test_the_shares_of_a_step_make_a_whole(in_bf16: bool, monkeypatch: pytest.Mo
     report = step.measure(repeats=1, backbone="test_resnet", image_size=SIZE, batch_size=8)
     rows = [row["what"] for row in report.numbers["step"]]
     half = [step.HALF] if in_bf16 else []
+    made = step.our_own(backbone="test_resnet", image_size=SIZE, batch_size=8)
+    formats = {name: str(made[name].args[1].precision) for name in (step.WHOLE, *half)}
+    assert formats == {step.WHOLE: "fp32", **dict.fromkeys(half, "bf16")}
     assert rows == [step.PLAIN, step.BARE, step.TIMM, step.AVERAGED, step.WHOLE, *half]
     assert (
         "torchvision's reference script is not in its package, so it is no peer here"
@@ -158,6 +162,20 @@ def test_the_peers_of_a_step_learn(made) -> None:
     take = made("test_resnet")
     losses = [take(images, labels) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv3_small_050", "efficientnet_b0"])
+def test_a_peer_trains_as_many_weights_as_ours(backbone: str) -> None:
+    """Also where timm's own network has a hidden layer between pooling and classifier."""
+    store = random_store(7, image_size=SIZE)
+    options = ["model/head=linear"]
+    state, _ = our_training(store, backbone=backbone, image_size=SIZE, options=options)
+    peer = peer_network(backbone)
+    logits_BK = peer(torch.rand(2, 3, SIZE, SIZE))
+    assert logits_BK.shape == (2, 7)
+    logits_BK.sum().backward()
+    trained = [p.shape for p in peer.parameters() if p.grad is not None]
+    assert sorted(trained) == sorted(p.shape for p in state.model.parameters())
 
 
 def test_ours_is_what_train_builds() -> None:
@@ -196,9 +214,7 @@ def test_the_words_of_train_say_what_an_epoch_is_of(tmp_path: Path) -> None:
         epoch.measure(repeats=1, images=10, **options)
     with pytest.raises(ConfigError, match=r"epoch.images=null: all files of a folder\. Name it by"):
         epoch.measure(repeats=1, images=None, **{**options, "root": None})
-    with pytest.raises(
-        ConfigError, match=r"epoch.images: 3 make no batch of 4\. Name more, or add"
-    ):
+    with pytest.raises(ConfigError, match=r"epoch: 3 images make no batch of 4\. Ask for more by"):
         epoch.measure(repeats=1, images=3, **options)
 
 

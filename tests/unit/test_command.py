@@ -39,6 +39,39 @@ def test_options_with_dashes_are_refused_with_how_they_are_written(
     assert capsys.readouterr().err == f"{said} without dashes; --help shows all keys.\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("training.sede=1", "Did you mean 'training.seed'?"),
+        ("trainig.seed=1", "Did you mean 'training.seed'?"),  # and not data.split.seed
+        ("trainig.resume=RUN", "Did you mean 'training.resume'?"),
+        ("epochs=3", "Did you mean 'stages.whole.epochs' or 'training.epochs'?"),
+        ("data.batch_size=8", "Did you mean 'data.cache_size' or 'training.batch_size'?"),
+        ("optimizer.decay=0.1", "Did you mean 'optimizer.weight_decay' or 'ema.decay'?"),
+        ("scheduler.lr=0.1", "Did you mean 'optimizer.lr' or 'stages.whole.lr'?"),
+        (
+            "loss.gamma=1",
+            "loss=class_balanced and loss=focal have it.",
+        ),  # and not the augmentation's
+        ("scheduler.patience=5", "scheduler=plateau has it."),
+    ],
+)
+def test_a_key_that_is_not_there_is_answered_with_the_one_that_was_meant(
+    word: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @command("train")
+    def task(cfg: DictConfig) -> None:
+        pytest.fail("it was run")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train", word])
+    with pytest.raises(SystemExit) as ended:
+        task()
+    assert ended.value.code == 2
+    key = word.partition("=")[0]
+    assert capsys.readouterr().err == f"{key}: there is no such key or group. {said}\n"
+
+
 @pytest.mark.parametrize("words", [[], ["-m"]])
 def test_a_mistake_is_said_after_the_config_was_composed_once(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

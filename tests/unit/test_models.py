@@ -45,6 +45,27 @@ def test_what_a_gradient_needs_is_not_overwritten() -> None:
     assert [module.inplace for module in acting] == [False] * 49
 
 
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "convnext_atto", "test_vit", "test_resnet"]
+)
+def test_every_parameter_makes_the_map_and_all_weights_keep_their_names(name: str) -> None:
+    """Processes that share a batch wait for the gradient of each parameter."""
+    body = backbone(name, image_size=160 if name == "test_vit" else 32)
+    body(
+        torch.rand(2, 3, 160, 160) if name == "test_vit" else torch.rand(2, 3, 32, 32)
+    ).sum().backward()
+    assert [n for n, p in body.named_parameters() if p.grad is None] == []
+    timms = timm.create_model(name, num_classes=0, global_pool="")
+    assert body.network.state_dict().keys() == timms.state_dict().keys()
+    made_buffers = (
+        dict(timms.named_parameters()).keys() - dict(body.network.named_parameters()).keys()
+    )
+    assert made_buffers == {
+        "mobilenetv3_small_050": {"conv_head.weight", "conv_head.bias"},
+        "convnext_atto": {"head.norm.weight", "head.norm.bias"},
+    }.get(name, set())
+
+
 def linear_head(*, in_features: int, num_classes: int) -> nn.Module:
     return SimpleHead(in_features=in_features, num_classes=num_classes, dropout=0.0, hidden=())
 

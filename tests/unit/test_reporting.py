@@ -179,7 +179,11 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         "tta": {"views": ["identity", "horizontal"], "aggregation": "mean"},
     }
     assert found.report["calibration"]["temperature_note"] is None
-    at_bound = found.report["calibration"] | {"temperature_note": "temperature 20 is a bound"}
+    note = {"temperature_note": "temperature 20 is a bound"}
+    at_bound = found.report["calibration"] | note
+    errors = at_bound["before"]
+    alone = {"temperature": 20.0, "temperature_note": None, "before": errors, "after": errors}
+    at_bound["members"] = [alone | note, alone]
     write_page(tmp_path, found.report | about | {"calibration": at_bound})
 
     seen = _Seen()
@@ -191,6 +195,9 @@ def test_the_page_holds_the_numbers_and_needs_no_other_file(tmp_path, validated:
         "each image in 2 views, mean. In brackets: 95% intervals" in "".join(seen.text)
     )
     assert "$a<b>$" in seen.text
+    notes = [text for text in seen.text if "is a bound" in text]
+    of_first = "Of epoch 3 of seed 7 the temperature 20 is a bound."
+    assert notes == (["The temperature 20 is a bound.", of_first] if validated else [])
     for name in ("accuracy", "macro_auc"):
         e = found.report["intervals"]["overall"][name]
         assert f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})" in seen.text
