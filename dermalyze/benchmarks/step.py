@@ -20,7 +20,7 @@ from dermalyze.benchmarks.training import (
     timm_step,
 )
 from dermalyze.compute import multiplies_bf16
-from dermalyze.engine.profile import PARTS
+from dermalyze.engine.profile import PARTS, spare_the_screen
 from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
 
@@ -113,6 +113,7 @@ def take_steps(state: TrainState, step: TrainingStep, rows_B: np.ndarray) -> Non
 
 def shares(state: TrainState, step: TrainingStep, rows_B: np.ndarray) -> dict[str, float]:
     """Return what each part takes of a step on the CPU; `rest` is what lies between them."""
+    spare_the_screen()
     with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("whole"):
         take_steps(state, step, rows_B)
     took = {event.key: event.cpu_time_total for event in profiler.key_averages()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,12 @@ PARTS = ("input", "forward", "backward", "optimizer", "average")
 """What a step does, as it calls it in a trace."""
 
 
+def spare_the_screen() -> None:
+    """Keep torch's profiler from reporting, as an error, that there is no GPU; once is enough."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its errors, which are 4
+
+
 @contextmanager
 def traced(step: TrainingStep, folder: Path) -> Iterator[None]:
     """Within this context, the first steps are traced, after some to warm up.
@@ -32,6 +39,7 @@ def traced(step: TrainingStep, folder: Path) -> Iterator[None]:
         done.export_chrome_trace(str(folder / TRACE))
         logger.info("traced steps of training to %s", folder / TRACE)
 
+    spare_the_screen()
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from small_training import BATCH, TRAIN, make_state, make_step
 
@@ -36,13 +37,17 @@ def parts_in(folder: Path) -> dict[str, int]:
     return {part: named[part] for part in PARTS}
 
 
-def test_a_traced_run_is_the_same_and_its_steps_are_in_the_trace(tmp_path: Path) -> None:
+def test_a_traced_run_is_the_same_and_its_steps_are_in_the_trace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     plain = epochs(make_state(ema=0.9), make_step(), 3)
     step = make_step()
     with traced(step, tmp_path):
         assert torch.equal(epochs(make_state(ema=0.9), step, 3), plain)
     assert step.after_step is nothing
     assert parts_in(tmp_path) == dict.fromkeys(PARTS, TRACED)
+    if not torch.cuda.is_available():
+        assert capfd.readouterr().err == ""  # torch reports there that there is no GPU
 
 
 def test_a_run_that_ends_early_traces_what_it_did(tmp_path: Path) -> None:
