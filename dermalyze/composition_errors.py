@@ -40,6 +40,7 @@ def _unknown_name(error: Exception) -> str | None:
     names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
     parent, _, leaf = name.rpartition(".")
     elsewhere = sorted(key for key in names if key.endswith(f".{leaf}"))
+    elsewhere.sort(key=lambda key: key.count("."))  # what lies deepest is rarely meant
     beside = [key for key in names if key.rpartition(".")[0] == parent]
     near = get_close_matches(name, [*beside, *elsewhere], n=1, cutoff=0.75)
     if near and near[0] in elsewhere:  # its place is misspelt alone

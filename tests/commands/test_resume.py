@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from same_run import assert_same_run
 
 from dermalyze.checkpoint_file import LATEST, read_checkpoint
+from dermalyze.compute import multiplies_bf16
 
 STOPPED = str(Path(__file__).with_name("stopped_train.py"))
 
@@ -48,6 +50,8 @@ def test_sigterm_saves_ends_truthfully_and_resumes_in_the_same_mlflow_run(python
     run = tmp_path / "run"
     stopped = python(STOPPED, "4", "SIGTERM", *tiny, f"hydra.run.dir={run}", expect=143)
     assert "state is saved" in stopped.stdout
+    of_bf16 = "this CPU multiplies in bf16 too: training.amp=bf16"
+    assert (of_bf16 in stopped.stdout) == multiplies_bf16(torch.device("cpu"))
     header = read_checkpoint(run / LATEST)[1]
     assert (header["state"]["epoch"], header["state"]["step"]) == (0, 5)
 
@@ -55,7 +59,8 @@ def test_sigterm_saves_ends_truthfully_and_resumes_in_the_same_mlflow_run(python
     client = MlflowClient(tracking_uri=identity["uri"])
     assert client.get_run(identity["run_id"]).info.status == "KILLED"
 
-    python("-m", "dermalyze.train", f"training.resume={run}")
+    resumed = python("-m", "dermalyze.train", f"training.resume={run}")
+    assert of_bf16 not in resumed.stdout  # its number format is settled
     assert client.get_run(identity["run_id"]).info.status == "FINISHED"
     assert json.loads((run / "tracking.json").read_text()) == identity
     epochs = [m.step for m in client.get_metric_history(identity["run_id"], "val/loss")]
