@@ -83,7 +83,12 @@ class Backbone(nn.Module):
         return map_BCHW
 
     def _keep_unread_as_buffers(self, map_BCHW: torch.Tensor) -> None:
-        """Make buffers, under the same names, of parameters that no gradient of the map reaches."""
+        """Make buffers, under the same names, of parameters that no gradient of the map reaches.
+
+        In inference mode, where no graph is kept, nothing is trained: all stay as they are.
+        """
+        if map_BCHW.grad_fn is None:
+            return
         waiting: list[Any] = [map_BCHW.grad_fn]
         seen = {map_BCHW.grad_fn}
         read = set()

@@ -50,16 +50,17 @@ def test_what_a_gradient_needs_is_not_overwritten() -> None:
 )
 def test_every_parameter_makes_the_map_and_all_weights_keep_their_names(name: str) -> None:
     """Processes that share a batch wait for the gradient of each parameter."""
-    body = backbone(name, image_size=160 if name == "test_vit" else 32)
-    body(
-        torch.rand(2, 3, 160, 160) if name == "test_vit" else torch.rand(2, 3, 32, 32)
-    ).sum().backward()
+    size = 160 if name == "test_vit" else 32
+    body = backbone(name, image_size=size)
+    body(torch.rand(2, 3, size, size)).sum().backward()
     assert [n for n, p in body.named_parameters() if p.grad is None] == []
     timms = timm.create_model(name, num_classes=0, global_pool="")
     assert body.network.state_dict().keys() == timms.state_dict().keys()
-    made_buffers = (
-        dict(timms.named_parameters()).keys() - dict(body.network.named_parameters()).keys()
-    )
+    all_weights = dict(timms.named_parameters()).keys()
+    with torch.inference_mode():  # where nothing is trained
+        untrained = backbone(name, image_size=size).network
+    assert dict(untrained.named_parameters()).keys() == all_weights
+    made_buffers = all_weights - dict(body.network.named_parameters()).keys()
     assert made_buffers == {
         "mobilenetv3_small_050": {"conv_head.weight", "conv_head.bias"},
         "convnext_atto": {"head.norm.weight", "head.norm.bias"},
