@@ -201,8 +201,18 @@ class TrainState:
 
         Fused kernels walk a parameter and its moments side by side, so a moment that came back
         contiguous beside a channels-last weight would be applied to the wrong places.
+
+        Raises:
+            CheckpointError: moments of more weights than are trained here.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        last = max((int(name.partition("/")[0]) for name in tensors), default=-1)
+        if last >= len(parameters):
+            raise CheckpointError(
+                f"the checkpoint holds an optimiser of at least {last + 1} weights, but here "
+                f"{len(parameters)} are trained. Resume with the version that began this run, or "
+                "train anew."
+            )
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             index, _, key = name.partition("/")

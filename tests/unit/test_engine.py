@@ -301,6 +301,19 @@ def test_another_optimizer_is_refused():
         make_state(optimizer=sgd).restore(state.tensors(), state.numbers())
 
 
+def test_moments_of_more_weights_than_are_trained_are_refused() -> None:
+    """As of a run that trained weights which are none any more; its indices would be others'."""
+    state = make_state()
+    make_step()(state, [TRAIN], 0)
+    tensors = state.tensors()
+    count = sum(len(group["params"]) for group in state.optimizer.param_groups)
+    tensors[f"optimizer/{count}/exp_avg"] = torch.zeros(3)
+    with pytest.raises(
+        CheckpointError, match=rf"of at least {count + 1} weights, but here {count} "
+    ):
+        make_state().restore(tensors, state.numbers())
+
+
 # Early stopping
 
 
