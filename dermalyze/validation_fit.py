@@ -49,26 +49,6 @@ def validation_fit(
             was fitted for another way is fitted anew.
         on_validation: called when it is needed.
     """
-    fitted, why_not = _found_or_fitted(config, facts, home, prediction, on_validation)
-    if fitted is not None:
-        temperatures = {"the": fitted["temperature"]}
-        temperatures |= {
-            f"model {number} by itself: its": alone["temperature"]
-            for number, alone in enumerate(fitted["members"], start=1)
-        }
-        for whose, temperature in temperatures.items():
-            if note := bound_note(temperature):
-                logger.warning("%s %s", whose, note)
-    return fitted, why_not
-
-
-def _found_or_fitted(
-    config: Node,
-    facts: Sequence[ModelFacts],
-    home: Path,
-    prediction: Node,
-    on_validation: Callable[[], Validated],
-) -> tuple[Node | None, str | None]:
     for member in facts:
         if run_of(member) is None:
             return None, f"{member.path} lies in no run's folder: there is no validation part"
@@ -80,21 +60,28 @@ def _found_or_fitted(
         "unlike_training": config["unlike_training"],
     }
     fitted = kept(home, about)
-    if fitted is not None and "members" in fitted:  # else an older fit, which is made anew
-        return fitted, None
-    if config["data"].get("source") is not None:
-        return None, "not fitted yet: evaluate split=test of the model's own run first"
-    labels_V, lesion_ids_V, answer = on_validation()
-    fitted = fit_on_validation(
-        labels_V,
-        answer.probs_NK,
-        sets=config["sets"],
-        abstention=config["abstention"],
-        probs_MNK=answer.probs_MNK,
-    )
-    fitted["unlike_training"] = fit_unlikeness(
-        answer.features_MNF, lesion_ids_V, answer.weights_M, **config["unlike_training"]
-    )
-    home.mkdir(parents=True, exist_ok=True)
-    keep(home, about, fitted)
+    if fitted is None or "members" not in fitted:  # or by an older version
+        if config["data"].get("source") is not None:
+            return None, "not fitted yet: evaluate split=test of the model's own run first"
+        labels_V, lesion_ids_V, answer = on_validation()
+        fitted = fit_on_validation(
+            labels_V,
+            answer.probs_NK,
+            sets=config["sets"],
+            abstention=config["abstention"],
+            probs_MNK=answer.probs_MNK,
+        )
+        fitted["unlike_training"] = fit_unlikeness(
+            answer.features_MNF, lesion_ids_V, answer.weights_M, **config["unlike_training"]
+        )
+        home.mkdir(parents=True, exist_ok=True)
+        keep(home, about, fitted)
+    temperatures = {"the": fitted["temperature"]}
+    temperatures |= {
+        f"model {number} by itself: its": alone["temperature"]
+        for number, alone in enumerate(fitted["members"], start=1)
+    }
+    for whose, temperature in temperatures.items():
+        if note := bound_note(temperature):
+            logger.warning("%s %s", whose, note)
     return fitted, None

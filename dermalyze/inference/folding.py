@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dermalyze.compute import Precision
+from dermalyze.models.autograd_graph import readers_of
 
 # Exactly these: a class derived from them may do something else with its weights.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
@@ -115,18 +116,3 @@ def pairs(model: nn.Module, example_BCHW: Tensor) -> list[tuple[Any, Any]]:
 def let_go(_: Any) -> Any:
     """Save nothing for a backward pass: none follows."""
     return None
-
-
-def readers_of(output: Tensor) -> Counter[Any]:
-    """Return how many operations took in what each operation before them gave, by autograd."""
-    readers: Counter[Any] = Counter()
-    waiting: list[Any] = [output.grad_fn]
-    seen = {output.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        for before, _ in node.next_functions if node is not None else ():
-            readers[before] += 1
-            if before not in seen:
-                seen.add(before)
-                waiting.append(before)
-    return readers

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dermalyze.errors import ConfigError, nearest
+from dermalyze.models.autograd_graph import readers_of
 
 # Their gradient needs what came in, so that training would copy it before it is overwritten.
 _KEEP_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -89,16 +90,9 @@ class Backbone(nn.Module):
         """
         if map_BCHW.grad_fn is None:
             return
-        waiting: list[Any] = [map_BCHW.grad_fn]
-        seen = {map_BCHW.grad_fn}
-        read = set()
-        while waiting:
-            node = waiting.pop()
-            if hasattr(node, "variable"):  # where a gradient is added to a parameter's
-                read.add(node.variable)
-            new = {before for before, _ in node.next_functions if before is not None} - seen
-            seen |= new
-            waiting += new
+        # Where a gradient is added to a parameter's, the node knows the parameter.
+        nodes = readers_of(map_BCHW)
+        read = {node.variable for node in nodes if hasattr(node, "variable")}
         for module in self.network.modules():
             for name, parameter in [*module.named_parameters(recurse=False)]:
                 if parameter not in read:
