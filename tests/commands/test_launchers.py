@@ -86,8 +86,9 @@ def test_joblib_killed_and_stopped_goes_on_under_another_launcher(python, tiny, 
         finally:
             started.kill()
     ended = [job.status for job in jobs_of(sweep)]
-    assert (ended[0], ended[3]) == ("failed", "waiting")
-    assert ended[2] == "stopped"
+    assert (ended[0], ended[2]) == ("failed", "stopped")
+    # It has begun if the second job, which nobody stops before, was done by then.
+    assert ended[3] in ("waiting", "stopped")
     assert "jobs that run save and stop" in log.read_text()
     assert "Traceback" not in log.read_text()
 
