@@ -87,8 +87,7 @@ def test_joblib_killed_and_stopped_goes_on_under_another_launcher(python, tiny, 
             started.kill()
     ended = [job.status for job in jobs_of(sweep)]
     assert (ended[0], ended[2]) == ("failed", "stopped")
-    # It has begun if the second job, which nobody stops before, was done by then.
-    assert ended[3] in ("waiting", "stopped")
+    assert ended[3] == "waiting" or (ended[1], ended[3]) == ("done", "stopped")  # had begun
     assert "jobs that run save and stop" in log.read_text()
     assert "Traceback" not in log.read_text()
 
