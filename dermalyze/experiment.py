@@ -50,6 +50,7 @@ from dermalyze.run_folder import (
     flat_parameters,
     git_commit,
     origin,
+    refuse_second_run,
     save_config,
     software,
     values_of_all_machines,
@@ -114,8 +115,11 @@ def run_training(
         if ranks.is_writer:
             remove_leftovers(folder)
             if not resume:
-                save_config(cfg, folder)
+                refuse_second_run(folder)
+            if not (resume and (folder / ORIGIN).is_file()):
                 write_json(folder / ORIGIN, origin())
+            if not resume:
+                save_config(cfg, folder)  # last: where it lies, there is a run
         with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
             return _train(cfg, config, folder, interruption, device, ranks, trial)
 
@@ -152,6 +156,9 @@ def _train(
             "frequency_corrections": frequency_corrections(config),
             "train_lesions": data.lesions("train"),
             "val_lesions": data.lesions("val"),
+            "train_images": data.images("train"),
+            "val_images": data.images("val"),
+            "images_fingerprint": data.images_fingerprint,
             "seed": training["seed"],
             "evaluation_batch_size": training["evaluation_batch_size"],
             "software": versions,
@@ -160,7 +167,7 @@ def _train(
     )
     ranks.refuse_differences(
         {
-            **values_of_all_machines(config),
+            **values_of_all_machines(cfg),
             "fingerprint of the table": data.table.fingerprint,
             "fingerprint of the split": data.split.fingerprint,
             "a checkpoint to resume from": checkpoints.exist,

@@ -172,9 +172,13 @@ def _seen_lesions(
 ) -> pd.Series[str]:
     """Return the lesion of each of the rows that shows a lesion which a model has seen.
 
-    Where duplicates were joined here, one seen image makes the whole joined lesion a seen one.
+    A seen image makes its whole lesion a seen one: other tables may know the same image under
+    another lesion, and duplicates may have been joined here. Capitals do not matter.
     """
-    seen_by_any = frozenset[str]().union(*(member.seen_lesions for member in members))
+    seen_lesions = {name.casefold() for member in members for name in member.seen_lesions}
+    seen_images = {name.casefold() for member in members for name in member.seen_images}
     lesions = table.frame["lesion_id"]
-    seen = lesions.isin(lesions[table.original_lesions.isin(seen_by_any)]).iloc[rows]
+    shown = table.original_lesions.str.casefold().isin(seen_lesions)
+    shown |= table.frame["image_id"].str.casefold().isin(seen_images)
+    seen = lesions.isin(lesions[shown]).iloc[rows]
     return lesions.iloc[rows][seen]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 
 from dermalyze.data.batches import ImageStore, open_store
+from dermalyze.data.checksums import checksums
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding, fit_encoding
 from dermalyze.data.split import Split
@@ -26,7 +30,8 @@ Node = dict[str, Any]
 class RunData:
     """The images of a run, their table, who is in which part, and what a model is told.
 
-    `encoding` is fitted on the training part. `training_store` holds the same rows as `store`, as
+    `encoding` is fitted on the training part. `images_fingerprint` is a sha256 over those of all
+    image files, in the order of the table. `training_store` holds the same rows as `store`, as
     training sees them: at `data.cache_size`.
     """
 
@@ -36,6 +41,7 @@ class RunData:
     training_store: ImageStore
     preprocess: PreprocessSpec
     encoding: MetadataEncoding
+    images_fingerprint: str
 
     def class_counts(self) -> list[int]:
         """Return how many training images each class has, in the order of the classes."""
@@ -51,6 +57,10 @@ class RunData:
         """
         rows = self.split.part(part)
         return sorted(set(self.table.original_lesions.iloc[rows]))
+
+    def images(self, part: str) -> list[str]:
+        """Return the image ids of a part of the split, sorted."""
+        return sorted(self.table.frame["image_id"].iloc[self.split.part(part)])
 
     def leaks(self) -> str:
         """Return whether lesions are in several parts, in words for whoever compares runs."""
@@ -82,4 +92,6 @@ def load_data(config: Node, device: torch.device) -> RunData:
         len(split.unused),
         split.fingerprint[:12],
     )
-    return RunData(table, split, store, training_store, preprocess, encoding)
+    known = checksums(table.frame["path"].tolist(), directory=Path(cache))  # as the cache has them
+    fingerprint = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return RunData(table, split, store, training_store, preprocess, encoding, fingerprint)

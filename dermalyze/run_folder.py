@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.files import write_whole
 from dermalyze.redaction import redacted, shown
 from dermalyze.taxonomy import DISCLAIMER
 
@@ -52,23 +53,28 @@ _PACKAGES = (
 )
 
 
-def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Write the composed config, interpolations unresolved, so that secrets stay where they are.
-
-    A second copy, without secrets that were typed in, is for showing to others.
+def refuse_second_run(folder: Path) -> None:
+    """See that a folder holds no run.
 
     Raises:
-        ConfigError: the folder holds a run already.
+        ConfigError: it holds one.
     """
-    path = folder / CONFIG
-    if path.exists():
+    if (folder / CONFIG).exists():
         raise ConfigError(
             f"{folder}: holds a run already. Go on with it by training.resume={folder}, or name "
             "another folder with hydra.run.dir=FOLDER."
         )
-    path.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write the composed config, interpolations unresolved, so that secrets stay where they are.
+
+    A second copy, without secrets that were typed in, is for showing to others. It is there
+    before the first, which is there whole or not at all.
+    """
     shown = OmegaConf.create(redacted(OmegaConf.to_container(cfg)))
-    (folder / SHARED_CONFIG).write_text(OmegaConf.to_yaml(shown), encoding="utf-8")
+    write_whole(folder / SHARED_CONFIG, OmegaConf.to_yaml(shown))
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg))
 
 
 def load_config(folder: Path) -> DictConfig:
@@ -164,11 +170,28 @@ def flat_parameters(node: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
-def values_of_all_machines(config: dict[str, Any]) -> dict[str, str]:
+def values_of_all_machines(cfg: DictConfig) -> dict[str, str]:
     """Return what every process of a run must be given alike; folders may lie elsewhere."""
-    own = ("data.root", "paths", "tracking")
-    values = flat_parameters(config)
-    return {name: value for name, value in values.items() if not _is_below(name, own)}
+    return _values_but(cfg, ("data.root", "paths", "tracking"))
+
+
+def values_of_the_run(cfg: DictConfig) -> dict[str, str]:
+    """Return what makes a run what it is: all values but those that resuming may change."""
+    return _values_but(cfg, FREE_ON_RESUME)
+
+
+def _values_but(cfg: DictConfig, left_out: tuple[str, ...]) -> dict[str, str]:
+    """Return values by dotted names, without some, and as if values that name those were empty."""
+
+    def emptied(node: Any, path: str = "") -> Any:
+        if isinstance(node, dict):
+            below = f"{path}." if path else ""
+            return {key: emptied(value, f"{below}{key}") for key, value in node.items()}
+        return "" if _is_below(path, left_out) else node
+
+    same = OmegaConf.create(emptied(OmegaConf.to_container(cfg, resolve=False)))
+    values = flat_parameters(OmegaConf.to_container(same, resolve=True))
+    return {name: value for name, value in values.items() if not _is_below(name, left_out)}
 
 
 def software(*, device: str, threads: int, precision: str) -> dict[str, Any]:

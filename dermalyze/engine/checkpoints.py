@@ -136,6 +136,12 @@ class RunCheckpoints:
                     f"{path}: made with another {key}.\n  checkpoint: {header.get(key)}\n"
                     f"  this run:   {self.about[key]}"
                 )
+        images = header.get("images_fingerprint", self.about["images_fingerprint"])
+        if images != self.about["images_fingerprint"]:
+            raise CheckpointError(
+                f"{path}: was trained on other files: images have changed since, though the table "
+                "is the same. Put back those that were there, or begin a new run."
+            )
         for key in ("threads", "device", "ranks"):
             if header["software"].get(key) != self.about["software"][key]:
                 logger.warning(

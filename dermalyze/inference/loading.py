@@ -47,6 +47,12 @@ class ModelFacts:
         """The lesions that chose its weights: those of training and of validation."""
         return frozenset(self.header["train_lesions"]) | frozenset(self.header["val_lesions"])
 
+    @property
+    def seen_images(self) -> frozenset[str]:
+        """The ids of their images; empty for a checkpoint of a version that did not keep them."""
+        header = self.header
+        return frozenset(header.get("train_images", ())) | frozenset(header.get("val_images", ()))
+
 
 @dataclass(frozen=True)
 class TrainedModel(ModelFacts):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dermalyze.config import plain
-from dermalyze.run_folder import flat_parameters, is_free_on_resume
+from dermalyze.run_folder import values_of_the_run
 from dermalyze.schema import checked_run
 from dermalyze.search.options import SearchOptions
 from dermalyze.search.space import Space
@@ -46,11 +45,7 @@ class Worker:
             params=options.params, conditions=options.conditions, arguments=arguments
         )
         shared = compose(self.space.fixed)
-        self.recipe = {
-            name: value
-            for name, value in flat_parameters(plain(shared)).items()
-            if not is_free_on_resume(name)
-        }
+        self.recipe = values_of_the_run(shared)
         self.study = Study(options=options, monitor=shared.training.monitor)
 
     def begin(self) -> SearchOptions:

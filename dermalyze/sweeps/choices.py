@@ -9,6 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from dermalyze.errors import ConfigError
+
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -57,6 +59,11 @@ def _choices(config: DictConfig) -> dict[str, list[str]]:
     options = GlobalHydra.instance().config_loader()  # which `glob(*)` asks for
     for override in OverridesParser.create(options).parse_overrides(words):
         key = override.get_key_element()
+        if override.is_interval_sweep():
+            raise ConfigError(
+                f"{override.input_line}: an interval is for a search, which a grid is not. Add "
+                "sweep=optuna_quick, or name values: KEY=A,B,C."
+            )
         if override.is_sweep_override():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dermalyze.errors import Pruned
-from dermalyze.run_folder import flat_parameters, is_free_on_resume
+from dermalyze.run_folder import is_free_on_resume, values_of_the_run
 from dermalyze.sweep_folder import (
     ENDED_WELL,
     HAS_RUN,
@@ -90,20 +90,9 @@ def job_name(apart: list[str]) -> str:
 
 def _content(cfg: DictConfig, apart: list[str]) -> str:
     """Return a digest of what a job is, whatever a resumed sweep may change for all of them."""
-    same = OmegaConf.create(_blank_where_free(OmegaConf.to_container(cfg, resolve=False)))
-    values = flat_parameters(OmegaConf.to_container(same, resolve=True))
-    kept = {name: value for name, value in values.items() if not is_free_on_resume(name)}
     own = sorted(override for override in apart if is_free_on_resume(override_key(override)))
-    text = json.dumps([kept, own], sort_keys=True)
+    text = json.dumps([values_of_the_run(cfg), own], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _blank_where_free(node: Any, path: str = "") -> Any:
-    """Empty the values that resuming may change, so that others that name them stay equal too."""
-    if isinstance(node, dict):
-        below = f"{path}." if path else ""
-        return {key: _blank_where_free(value, f"{below}{key}") for key, value in node.items()}
-    return "" if is_free_on_resume(path) else node
 
 
 def _work(task: Task, cfg: DictConfig) -> tuple[int, dict[str, Any]]:

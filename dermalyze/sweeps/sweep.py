@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dermalyze.errors import ConfigError, DermalyzeError
 from dermalyze.run_folder import FREE_ON_RESUME, is_free_on_resume
@@ -42,6 +42,7 @@ from dermalyze.tracking.run_lock import run_lock
 logger = logging.getLogger("dermalyze")
 
 _RESUME = "sweep.resume"
+JOB_FOLDER = "${hydra.job.num}"  # Hydra's own
 # Of Hydra's own words, those that a resumed sweep gets anew.
 _NEW_EACH_TIME = ("hydra.mode", "hydra.sweep.dir")
 
@@ -155,6 +156,7 @@ def begin_sweep(config: DictConfig) -> None:
     sweep = OpenSweep(Path(config.hydra.sweep.dir), run)
     try:
         check_launcher(config.hydra.launcher._target_)
+        _check_folders(config)
         check_choices(config)
         sweep.take(config)
     except (DermalyzeError, HydraException) as error:
@@ -218,6 +220,21 @@ def resumed_words(words: Sequence[str]) -> list[str]:
 
 def _may_change(key: str) -> bool:
     return is_free_on_resume(key) or key.startswith(("hydra.", "hydra/"))
+
+
+def _check_folders(config: DictConfig) -> None:
+    """Refuse other names of jobs' folders than their numbers, by which a sweep finds them again.
+
+    Raises:
+        ConfigError: another is asked for.
+    """
+    name = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if isinstance(name, dict) and name["subdir"] != JOB_FOLDER:
+        raise ConfigError(
+            f"hydra.sweep.subdir={name['subdir']}: a job's folder is called by its number. Leave "
+            "it out; hydra.sweep.dir=FOLDER names the sweep's own, and its table says what each "
+            "job is."
+        )
 
 
 def _described(config: DictConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def begin_tracking(sweep: Path, cfg: DictConfig) -> Tracker:
     """Begin the sweep's run, or go on with it; close runs of jobs whose process is gone."""
     record = read_sweep(sweep)
     words = [shown(override) for override in record["overrides"]]
-    parameters = dict(word.split("=", 1) for word in words if "=" in word)  # not ~key
+    parameters = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)  # not ~key
     return begun(cfg, f"sweep {sweep.name}", sweep, parameters, {})
 
 

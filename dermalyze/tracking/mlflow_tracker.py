@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _WHY_TAG = "ended_because"
 _LONGEST_PARAMETER = 500
 _LONGEST_WHY = 2000
+_LONG_WAIT = 5.0  # seconds: of a store that does not answer
 
 Call = Callable[["MlflowClient", str], object]
 
@@ -42,8 +43,9 @@ class MlflowTracker:
     """Records a run in MLflow, and keeps going when the store cannot be reached.
 
     Every call is queued and sent in order. What cannot be sent stays queued, is said once, and is
-    tried again at the next call; training never stops for it. The run's folder keeps the whole
-    history in any case.
+    tried again at a later call: the next one, or where the store does not even answer, so that a
+    tenth of the time is spent in waiting. Training never stops for it. The run's folder keeps the
+    whole history in any case.
 
     Args:
         uri: MLflow's tracking address: `sqlite:///file.db` or `http://host:port`.
@@ -65,6 +67,7 @@ class MlflowTracker:
         self._begin: Callable[[], str] | None = None
         self._logged_steps: set[int] = set()
         self._said_offline = False
+        self._not_before = 0.0  # of time.monotonic
 
     def start(
         self,
@@ -92,12 +95,12 @@ class MlflowTracker:
         def describe(client: MlflowClient, run: str) -> None:
             # MLflow refuses to change a parameter, so a resumed run keeps those it began with.
             known = client.get_run(run).data.params
-            client.log_batch(
-                run,
-                params=[parameter for parameter in all_parameters if parameter.key not in known],
-                tags=[RunTag(key, value) for key, value in all_tags.items()],
-            )
+            new = [parameter for parameter in all_parameters if parameter.key not in known]
+            client.log_batch(run, params=new)
 
+        # Tags by themselves: by them a killed run is known, also where a parameter is refused.
+        tags_now = [RunTag(key, value) for key, value in all_tags.items()]
+        self._send(lambda client, run: client.log_batch(run, tags=tags_now))
         self._send(describe)
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
@@ -119,8 +122,15 @@ class MlflowTracker:
         self._send(send)
 
     def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
-        """Record a file, below `folder` in the run's artifacts."""
-        self._send(lambda client, run: client.log_artifact(run, str(path), folder))
+        """Record a file, below `folder` in the run's artifacts; one that is gone is left out."""
+
+        def send(client: MlflowClient, run: str) -> None:
+            if path.is_file():
+                client.log_artifact(run, str(path), folder)
+            else:
+                logger.warning("tracking: there is no %s, so it is left out", path)
+
+        self._send(send)
 
     def log_checkpoint(self, path: Path, *, code: Path) -> None:
         """Record the checkpoint to predict with; its run then says where it is, and its sha256."""
@@ -160,11 +170,12 @@ class MlflowTracker:
         if why is not None:
             text = str(redacted(why))[:_LONGEST_WHY]
             self._send(lambda client, run: client.set_tag(run, _WHY_TAG, text))
+        self._not_before = 0.0
         self._send(lambda client, run: client.set_terminated(run, status))
         if self._queue:
             logger.warning(
-                "%d records could not be sent to %s. The run's folder holds all of them in "
-                "training_history.json.",
+                "%d records could not be sent to %s. What they say lies in the run's folder; "
+                "training.resume=RUN sends what is of training once the store answers.",
                 len(self._queue),
                 redacted(self.uri),
             )
@@ -181,6 +192,9 @@ class MlflowTracker:
 
         if call is not None:
             self._queue.append(call)
+        began = time.monotonic()
+        if began < self._not_before:
+            return
         try:
             if self._client is None:
                 self._client = connect(self.uri)
@@ -203,6 +217,9 @@ class MlflowTracker:
                     reason(error),
                 )
             self._said_offline = True
+            waited = time.monotonic() - began
+            if waited > _LONG_WAIT:
+                self._not_before = began + 10 * waited
 
     def _begin_run(self, name: str, folder: Path) -> str:
         from mlflow.exceptions import MlflowException

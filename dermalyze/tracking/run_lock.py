@@ -29,7 +29,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     owner = folder / _OWNER
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # whoever only looks (`is_abandoned`) holds it for a moment
     except Timeout as error:
         process = owner.read_text() if owner.exists() else "unknown"
         raise RunInUseError(
@@ -45,15 +45,18 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Return whether no living process on this machine works in the folder."""
+    """Return whether no living process on this machine works in the folder, as far as we may see.
+
+    Of another user's folder it cannot be told, so that counts as one in use.
+    """
     if not folder.is_dir():
         return True
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except OSError:  # held, or not ours to open
         return False
     lock.release()
     return True

@@ -25,10 +25,12 @@ from dermalyze.run_folder import (
     git_commit,
     load_config,
     origin,
+    refuse_second_run,
     resumed_config,
     save_config,
     software,
     values_of_all_machines,
+    values_of_the_run,
     working_directory,
 )
 from dermalyze.schema import checked_run
@@ -107,7 +109,7 @@ def test_nothing_that_is_not_secret_is_redacted() -> None:
 def test_a_folder_with_a_run_is_refused(run: Path) -> None:
     before = (run / "config.yaml").read_bytes()
     with pytest.raises(ConfigError) as refused:
-        save_config(compose("train"), run)
+        refuse_second_run(run)
     assert str(refused.value) == (
         f"{run}: holds a run already. Go on with it by training.resume={run}, or name another "
         "folder with hydra.run.dir=FOLDER."
@@ -231,13 +233,17 @@ def test_flat_parameters_name_every_leaf_once() -> None:
 
 
 def test_folders_and_tracking_may_differ_between_machines() -> None:
-    config = {
-        "data": {"root": "/here", "root_of": 1},
-        "paths": {"cache": "/tmp"},
-        "tracking": {"uri": "sqlite:///here.db"},
-        "training": {"seed": 1},
-    }
-    assert values_of_all_machines(config) == {"data.root_of": "1", "training.seed": "1"}
+    config = OmegaConf.create(
+        {
+            "data": {"root": "/here", "root_of": 1, "source": {"root": "${data.root}"}},
+            "paths": {"cache": "/tmp"},
+            "tracking": {"uri": "sqlite:///here.db"},
+            "training": {"seed": 1, "threads": 2},
+        }
+    )
+    one = {"data.root_of": "1", "data.source.root": "", "training.seed": "1"}
+    assert values_of_all_machines(config) == {**one, "training.threads": "2"}
+    assert values_of_the_run(config) == one
 
 
 def test_flat_parameters_of_a_real_config_are_found_at_their_names() -> None:
