@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,18 @@ def _read_table(config: Node, member: ModelFacts) -> LesionTable:
             "data=ham10000 data.root=DIR split=all."
         )
     own = plain(load_config(run))["data"]
-    # A relative folder was meant from where the run was started, not from here.
+    # What is relative was meant from where the run was started, not from here.
     root = str(data["root"] or working_directory(run) / own["root"])
+    source = {**own["source"], "root": root}
+    for name in ("table", "metadata", "ground_truth"):
+        if source.get(name) and not (Path(root) / source[name]).is_file():
+            source[name] = str(working_directory(run) / Path(source[name]).expanduser())
     return read_table(
         {
             "merge_duplicates": False,  # what runs did before there was such an option
             **own,
             "root": root,
-            "source": {**own["source"], "root": root},
+            "source": source,
         },
         cache=cache,
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from dermalyze.command import command
 from dermalyze.errors import ConfigError, DataError
 
 logger = logging.getLogger("dermalyze")
+
+PLAIN = re.compile(r"[\w/.+@-]+")  # what Hydra takes as it stands
 
 
 @command("prepare")
@@ -105,8 +109,18 @@ def _same_data(chosen: str, root: str, *, drop: bool) -> str:
     own = ("data=", "data.root=", "data.download=", "data.on_missing=")
     typed = [word for word in HydraConfig.get().overrides.task if word.startswith("data.")]
     others = [word for word in typed if not word.startswith(own)]
-    words = [f"data={chosen}", f"data.root={root}", *others, *["data.on_missing=drop"] * drop]
+    words = [
+        f"data={chosen}",
+        f"data.root={as_value(root)}",
+        *others,
+        *["data.on_missing=drop"] * drop,
+    ]
     return " ".join(map(shlex.quote, words))
+
+
+def as_value(text: str) -> str:
+    """Return a text as Hydra's grammar takes it, in which commas, brackets and = mean something."""
+    return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()
 
 
 if __name__ == "__main__":

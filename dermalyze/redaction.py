@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_SECRET = re.compile(r"pass(word|wd)?|secret|token|api_?key|credential", re.IGNORECASE)
+_NAMES = r"pass(?:word|wd)?|secret|token|api_?key|credential"
+_SECRET = re.compile(_NAMES, re.IGNORECASE)
 _URI_USER = re.compile(r"(?<=://)[^/\s]+@")
+# `?password=...` of an address, `password: ...` of a dict that was typed.
+_NAMED_VALUE = re.compile(rf"((?:{_NAMES})\w*\s*[=:]\s*)[^&\s,}}\]]+", re.IGNORECASE)
 
 
 def redacted(node: Any, key: str = "") -> Any:
-    """Return containers with secrets replaced: by the name of their key, or inside addresses."""
+    """Return containers with secrets replaced: by the name of their key, or inside a text."""
     if _SECRET.search(key) and node not in (None, ""):
         return "(redacted)"
     if isinstance(node, dict):
@@ -18,7 +21,7 @@ def redacted(node: Any, key: str = "") -> Any:
     if isinstance(node, list):
         return [redacted(value) for value in node]
     if isinstance(node, str):
-        return _URI_USER.sub("(redacted)@", node)
+        return _NAMED_VALUE.sub(r"\1(redacted)", _URI_USER.sub("(redacted)@", node))
     return node
 
 

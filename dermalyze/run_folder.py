@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 SHARED_CONFIG = "config_redacted.yaml"
 ORIGIN = "run.json"
 
-# What does not change a run's result, or is held against the data's fingerprint anyway.
+# What does not change a run's result, or is held against the fingerprints of the data anyway.
 FREE_ON_RESUME = (
     "data.root",
     "paths",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermalyze.data.cache_folder import ARRAY, INDEX, NAME, Index, read_folder, shape_of
+from dermalyze.data.checksums import checksums
 from dermalyze.data.decode import PreprocessSpec, decode
 from dermalyze.data.threads import in_threads
 from dermalyze.errors import DataError
@@ -63,6 +64,7 @@ def build(folder: Path, paths: list[str], spec: PreprocessSpec, index: Index) ->
                 array, {"descr": "|u1", "fortran_order": False, "shape": shape_of(index)}
             )
             decoded = _write_rows(array, paths, spec, index["sha256"], known)
+            _refuse_changed(paths, index["sha256"], folder.parent)
             _to_disk(array)
             size = array.tell()
         seconds = time.perf_counter() - start
@@ -139,6 +141,17 @@ def _write_rows(
             + "\n  - ".join(problems[:SHOWN] + more)
         )
     return len(news)
+
+
+def _refuse_changed(paths: list[str], before: list[str | None], directory: Path) -> None:
+    """See that files which were hashed and then decoded held the same both times."""
+    after = checksums(paths, directory=directory)
+    changed = [path for path, *both in zip(paths, before, after, strict=True) if len({*both}) > 1]
+    if changed:
+        raise DataError(
+            f"{len(changed)} images changed while they were read, such as {changed[0]}. Start "
+            "again once nothing writes into their folder."
+        )
 
 
 def _check_room(directory: Path, needed: int) -> None:

@@ -102,7 +102,8 @@ class LeaveOneSourceOut:
         if in_two.any():
             raise DataError(
                 f"{here}: {in_two.sum()} lesions have images of more than one dataset: "
-                f"{first(sorted(in_two.index[in_two]))}. Correct dataset or lesion_id."
+                f"{first(sorted(in_two.index[in_two]))}. Correct dataset or lesion_id, or where "
+                "data.merge_duplicates has joined them, set it to false."
             )
         unknown = int((frame["dataset"] == UNKNOWN).sum())
         if unknown:

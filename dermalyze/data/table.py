@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermalyze.data.image_folder import (
+    EXTENSIONS,
     ImageFolder,
     OnMissing,
     find_files,
@@ -229,14 +230,20 @@ def _lesions(image_ids: pd.Series[str], folder: ImageFolder, report: Report) -> 
     file = read_metadata_file(found[0], needed=("image", "lesion_id"))
     report.problems += file.problems
     rows = file.frame(("image", "lesion_id"))
-    rows = rows.drop_duplicates(["image", "lesion_id"])
+    rows = rows.assign(key=_as_matched(rows["image"])).drop_duplicates(["key", "lesion_id"])
     report.problem(
         "images with more than one lesion",
         "Keep one of each",
-        at(rows[rows["image"].duplicated(keep=False)], "image"),
+        at(rows[rows["key"].duplicated(keep=False)], "image"),
     )
-    lesions = rows.drop_duplicates("image").set_index("image")["lesion_id"]
-    return image_ids.map(lesions).fillna("")
+    lesions = rows.drop_duplicates("key").set_index("key")["lesion_id"]
+    return _as_matched(image_ids).map(lesions).fillna("")
+
+
+def _as_matched(image_ids: pd.Series[str]) -> pd.Series[str]:
+    """Return ids as two files name one image, whatever the capitals, spaces and endings."""
+    endings = rf"\.({'|'.join(EXTENSIONS)})$"
+    return image_ids.str.strip().str.casefold().str.replace(endings, "", regex=True)
 
 
 def table_of(

@@ -16,6 +16,7 @@ from dermalyze.errors import nearest
 UNKNOWN = "unknown"
 MISSING = ("", UNKNOWN, "na", "n/a", "nan", "none", "null")  # said of a value, never of an id
 OLDEST = 120.0  # years; an age above it is a slip
+_UNSEEN = "[\u00ad\u200b-\u200f\u2060\ufeff]"  # soft hyphens, joiners, marks of direction
 DESCRIPTIONS = frozenset({"dx_type", "sex", "localization", "dataset"})
 
 
@@ -98,12 +99,14 @@ def tidy_lesions(rows: pd.DataFrame, classes: Sequence[str], report: Report) -> 
     )
     lesion = lesion.mask(empty, "image:" + rows["image_id"])
     # Two spellings of one lesion would let it stand in two splits.
-    spelling = lesion.groupby(lesion.str.casefold()).transform("first")
+    alike = lesion.str.normalize("NFC").str.replace(_UNSEEN, "", regex=True).str.casefold()
+    spelling = lesion.groupby(alike).transform("first")
     respelled = at(rows[spelling != lesion], "lesion_id")
     report.tell(
         "warning",
         "lesion_spelling",
-        "lesion_id that differs from another in capitals only, taken for the same",
+        "lesion_id that differs from another in capitals or unseen characters only, taken for the "
+        "same",
         respelled,
     )
     rows = rows.assign(lesion_id=spelling)

@@ -218,7 +218,7 @@ class Study:
         return 1 + max(taken, default=-1)
 
     def end(self, number: int, state: State, *, value: float | None, reason: str | None) -> None:
-        """Write down what became of a trial; one that has stopped itself has done so already.
+        """Write down what became of a trial, once.
 
         Args:
             value: of `training.monitor`, where it is done.

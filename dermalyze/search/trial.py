@@ -44,10 +44,6 @@ class SearchTrial:
         best = max(values) if self._study.maximises else min(values)
         return Pruned(epoch, self._study.monitor, best)
 
-    def stop(self) -> None:
-        """Write down that the trial was stopped; its run has saved its state."""
-        self._study.end(self.number, "pruned", value=None, reason=None)
-
     @property
     def tags(self) -> dict[str, str]:
         """What to find its run by."""

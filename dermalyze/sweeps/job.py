@@ -32,6 +32,7 @@ from dermalyze.sweep_folder import (
     write_job,
 )
 from dermalyze.sweeps.own_process import Ended, in_own_process
+from dermalyze.tracking.run_identity import read_identity
 
 logger = logging.getLogger("dermalyze")
 
@@ -58,7 +59,7 @@ def run_job(task: Task, cfg: DictConfig) -> float | None:
     sweep, overrides = folder.parent, list(hydra_config.overrides.task)
     before, apart = read_job(folder), set_apart(overrides, read_sweep(sweep)["fixed"])
     first = claim(sweep, _content(cfg, apart), number)
-    if before is not None and before.status in HAS_RUN:
+    if before is not None and before.status in HAS_RUN and not _is_unrecorded(before, folder, cfg):
         logger.info("job %d is %s already", number, before.status)
         return before.value
 
@@ -81,6 +82,11 @@ def run_job(task: Task, cfg: DictConfig) -> float | None:
         logger.warning("job %d (%s) %s: %s", number, job.name, job.status, job.reason)
     _hand_on(ended)
     return job.value
+
+
+def _is_unrecorded(job: Job, folder: Path, cfg: DictConfig) -> bool:
+    """Whether a run that is done never reached its store: run once more, it only sends."""
+    return job.status == "done" and "uri" in cfg.tracking and read_identity(folder) is None
 
 
 def job_name(apart: list[str]) -> str:

@@ -96,11 +96,10 @@ class MlflowTracker:
             # MLflow refuses to change a parameter, so a resumed run keeps those it began with.
             known = client.get_run(run).data.params
             new = [parameter for parameter in all_parameters if parameter.key not in known]
+            # Tags by themselves: by them a killed run is known, also where a parameter is refused.
+            client.log_batch(run, tags=[RunTag(key, value) for key, value in all_tags.items()])
             client.log_batch(run, params=new)
 
-        # Tags by themselves: by them a killed run is known, also where a parameter is refused.
-        tags_now = [RunTag(key, value) for key, value in all_tags.items()]
-        self._send(lambda client, run: client.log_batch(run, tags=tags_now))
         self._send(describe)
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
@@ -156,6 +155,13 @@ class MlflowTracker:
             raise FileNotFoundError(f"{folder}: no run in MLflow belongs to it")
         run_id = known.run_id
         self._begin = lambda: run_id
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Say something of the run by which it can be found."""
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(key, value) for key, value in tags.items()]
+        self._send(lambda client, run: client.log_batch(run, tags=batch))
 
     def log_summary(self, metrics: Mapping[str, float | None]) -> None:
         """Record single values of the whole run."""

@@ -59,7 +59,9 @@ def test_sigterm_saves_ends_truthfully_and_resumes_in_the_same_mlflow_run(python
     client = MlflowClient(tracking_uri=identity["uri"])
     assert client.get_run(identity["run_id"]).info.status == "KILLED"
 
+    (run / "run.json").unlink()  # as of a run that was killed before it had one
     resumed = python("-m", "dermalyze.train", f"training.resume={run}")
+    assert (run / "run.json").is_file()
     assert of_bf16 not in resumed.stdout  # its number format is settled
     assert client.get_run(identity["run_id"]).info.status == "FINISHED"
     assert json.loads((run / "tracking.json").read_text()) == identity

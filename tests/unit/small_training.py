@@ -222,6 +222,7 @@ def about(**changes: Any) -> dict[str, Any]:
         "preprocess": {"image_size": 8},
         "metadata": {"columns": []},
         "split_fingerprint": "abc",
+        "images_fingerprint": "0ab",
         "software": {"threads": 1, "device": "cpu", "ranks": 1},
         **changes,
     }

@@ -394,6 +394,26 @@ def test_a_file_that_appears_meanwhile_is_not_cached_under_a_key_without_it(
     np.testing.assert_array_equal(images, decoded(paths))
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_cached_as_what_it_was(
+    paths: list[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, other = Path(paths[0]).read_bytes(), Path(paths[1]).read_bytes()
+
+    def under_way(path: str, spec: PreprocessSpec) -> np.ndarray:
+        if path == paths[0]:
+            write_whole(Path(path), other)
+        return decode(path, spec)
+
+    monkeypatch.setattr(cache_build, "decode", under_way)
+    with pytest.raises(DataError) as refused:
+        open_images(paths, spec=SPEC, directory=store)
+    assert f"1 images changed while they were read, such as {paths[0]}." in str(refused.value)
+    monkeypatch.setattr(cache_build, "decode", decode)
+    Path(paths[0]).write_bytes(before)
+    images = open_images(paths, spec=SPEC, directory=store)
+    np.testing.assert_array_equal(images, decoded(paths))
+
+
 def test_too_little_room_is_told_before_anything_is_decoded(
     paths: list[str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ class Trial:
             "preprocess": PreprocessSpec(image_size=SIZE).as_dict(),
             "metadata": encoding.as_dict(),
             "split_fingerprint": "0",
+            "images_fingerprint": "0",
             "software": {"threads": 1, "device": "cpu", "ranks": 1},
         }
         return cls(config, state, step, instantiate(config["sampler"]), store, about)

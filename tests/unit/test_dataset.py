@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from dermalyze.data import duplicates
@@ -30,6 +31,7 @@ from dermalyze.data.split import LesionStratified, Split
 from dermalyze.data.table import LesionTable, read_ham10000
 from dermalyze.dataset import check_parts, read_table
 from dermalyze.errors import DataError
+from dermalyze.prepare import as_value
 
 HEADER = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
 LIMITS = {"max_distance": 12, "min_similarity": 0.3}
@@ -102,6 +104,13 @@ def no_audit(*_: Any, **__: Any) -> Any:
 
 
 # --- joined before splitting ---
+
+
+@pytest.mark.parametrize("root", ["/data/HAM10000", "my data (1)", "a,b=c{d}", "it's 5 %", "~/x"])
+def test_prepare_names_any_folder_so_that_hydra_takes_it(root: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"data.root={as_value(root)}"])
+    assert override.value() == root
+    assert not override.is_sweep_override()
 
 
 def test_nothing_is_looked_for_unless_asked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

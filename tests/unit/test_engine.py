@@ -45,7 +45,7 @@ from small_training import (
 from torch import nn
 from torch.nn import functional as F
 
-from dermalyze.checkpoint_file import previous_of, read_checkpoint
+from dermalyze.checkpoint_file import previous_of, read_checkpoint, write_checkpoint
 from dermalyze.data.samplers import UniformSampler
 from dermalyze.engine.checkpoints import RunCheckpoints
 from dermalyze.engine.early_stopping import EarlyStopping
@@ -774,6 +774,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, key, value):
     assert f"checkpoint: {about()[key]}" in str(caught.value)
     assert f"this run:   {value}" in str(caught.value)
     assert differences(copied(state), before) == []
+
+
+def test_a_checkpoint_of_other_pixels_is_refused_and_one_that_says_nothing_of_them_is_taken(
+    tmp_path,
+):
+    two_saved(tmp_path)
+    other = RunCheckpoints(folder=tmp_path, about=about(images_fingerprint="0ac"))
+    with pytest.raises(CheckpointError, match="images have changed since"):
+        other.load_latest(make_state())
+    tensors, header = read_checkpoint(other.latest)
+    del header["images_fingerprint"]  # as an earlier version wrote it
+    write_checkpoint(other.latest, tensors, header)
+    assert other.load_latest(make_state()) is True
 
 
 @pytest.mark.parametrize(

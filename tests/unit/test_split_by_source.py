@@ -180,7 +180,8 @@ def test_lesions_of_two_sources_are_named() -> None:
         without("rosendahl")(frame, CLASSES)
     assert (
         f"2 lesions have images of more than one dataset: {lesions[0]}, {lesions[1]}. Correct "
-        "dataset or lesion_id." in str(caught.value)
+        "dataset or lesion_id, or where data.merge_duplicates has joined them, set it to false."
+        in str(caught.value)
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dermalyze import machine
 from dermalyze.checkpoint_file import BEST
@@ -25,6 +25,7 @@ from dermalyze.evaluation.metrics import summary_metrics
 from dermalyze.inference.loading import best_checkpoints
 from dermalyze.sweep_folder import (
     Job,
+    Status,
     claim,
     forget_requests,
     is_twin,
@@ -34,14 +35,15 @@ from dermalyze.sweep_folder import (
     write_job,
     write_sweep,
 )
-from dermalyze.sweeps import conclusion, findings, launchers
+from dermalyze.sweeps import conclusion, findings, launchers, tracking
 from dermalyze.sweeps.choices import number_of_jobs
 from dermalyze.sweeps.ensemble import ensemble_problem, write_ensemble
 from dermalyze.sweeps.findings import Finding, components, spread
-from dermalyze.sweeps.job import job_name
+from dermalyze.sweeps.job import _is_unrecorded, job_name
 from dermalyze.sweeps.out_of_fold import write_out_of_fold
 from dermalyze.sweeps.sweep import begin_sweep, resumed_words, whole_sweep
 from dermalyze.sweeps.table import comparison_table
+from dermalyze.tracking.run_identity import RunIdentity, write_identity
 from dermalyze.tracking.tracker import NoTracker
 
 
@@ -253,6 +255,60 @@ def test_a_launcher_that_breaks_off_leaves_a_sweep_that_can_be_gone_on_with(
     assert f"{resume}: the sweep has 2 jobs, and this command line would make 4." in str(
         refused.value
     )
+
+
+def test_an_interval_is_refused_where_no_search_takes_it(
+    tmp_path: Path, hydra_on_conf: None
+) -> None:
+    with pytest.raises(ConfigError) as refused, whole_sweep():
+        begin_sweep(a_beginning(tmp_path / "sweep", "optimizer.lr=interval(0.001,0.01)"))
+    assert str(refused.value) == (
+        "optimizer.lr=interval(0.001,0.01): an interval is for a search, which a grid is not. Add "
+        "sweep=optuna_quick, or name values: KEY=A,B,C."
+    )
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_jobs_are_found_by_their_numbers_so_other_names_are_refused(
+    tmp_path: Path, hydra_on_conf: None
+) -> None:
+    config = a_beginning(tmp_path / "sweep")
+    config.hydra.sweep.subdir = "seed_${training.seed}"
+    with pytest.raises(ConfigError) as refused, whole_sweep():
+        begin_sweep(config)
+    assert "hydra.sweep.subdir=seed_${training.seed}: a job's folder is called by" in str(
+        refused.value
+    )
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweeps_parameters_are_called_by_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(tracking, "begun", lambda *arguments: begun.append(arguments[3]))
+    words = ["++training.min_delta=0.0", "+ema.decay=0.9", "~optimizer.fused", "training.seed=7,13"]
+    tracking.begin_tracking(a_sweep(tmp_path, words), OmegaConf.create())
+    names = {"training.min_delta": "0.0", "ema.decay": "0.9", "training.seed": "7,13"}
+    assert begun == [names]
+
+
+@pytest.mark.parametrize(
+    ("status", "uri", "recorded", "runs"),
+    [
+        ("done", True, True, False),
+        ("done", True, False, True),
+        ("done", False, False, False),
+        ("pruned", True, False, False),
+    ],
+)
+def test_a_job_that_is_done_runs_again_where_its_store_never_heard_of_it(
+    status: Status, uri: bool, recorded: bool, runs: bool, tmp_path: Path
+) -> None:
+    cfg = OmegaConf.create({"tracking": {"uri": "sqlite:///m.db"} if uri else {}})
+    if recorded:
+        write_identity(tmp_path, RunIdentity("sqlite:///m.db", "1", "dermalyze"))
+    assert _is_unrecorded(Job(0, "0", [], status), tmp_path, cfg) is runs
 
 
 class Ending:

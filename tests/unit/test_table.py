@@ -331,6 +331,14 @@ def test_spaces_and_capitals_do_not_tear_a_lesion_apart(tmp_path: Path) -> None:
     assert len(of_kind(table, "spaces").items) == 1
 
 
+def test_unseen_and_composed_characters_do_not_tear_a_lesion_apart(tmp_path: Path) -> None:
+    spellings = ("L\u00e9", "Le\u0301\u200b")
+    rows = [f"{name},ISIC_{n},nv,histo,45,male,back" for n, name in enumerate(spellings)]
+    table = ham(fill(tmp_path, rows, {"ISIC_0.jpg": b"0", "ISIC_1.jpg": b"1"}))
+    assert table.frame["lesion_id"].tolist() == ["L\u00e9", "L\u00e9"]
+    assert of_kind(table, "lesion_spelling").level == "warning"
+
+
 def test_unknown_columns_stay_out_with_a_note(tmp_path: Path) -> None:
     table = ham(fill(tmp_path, [f"{row},x" for row in GOOD], header=f"{HEADER},colour"))
     assert "colour" not in table.frame
@@ -525,6 +533,9 @@ def test_33_lesions_come_from_the_groupings(tmp_path: Path) -> None:
     table = isic(root)
     assert table.frame["lesion_id"].tolist() == ["HAM_1", "HAM_1", "image:ISIC_3"]
     assert len(of_kind(table, "empty_lesion_id").items) == 1
+
+    groupings.write_text("image,lesion_id\nisic_1,HAM_1\nISIC_2.jpg,HAM_1\n ISIC_3 ,HAM_3\n")
+    assert isic(root).frame["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_3"]
 
     groupings.write_text("image,lesion_id\nISIC_1,HAM_1\nISIC_1,HAM_2\nISIC_2,HAM_1,x\n")
     with pytest.raises(DataError) as caught:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -23,10 +25,12 @@ from dermalyze.errors import Interrupted, Pruned
 from dermalyze.files import write_json
 from dermalyze.redaction import redacted
 from dermalyze.run_folder import flat_parameters
+from dermalyze.sweeps.tracking import adopt
 from dermalyze.tracking import mlflow_tracker
 from dermalyze.tracking.history import HISTORY, write_history
 from dermalyze.tracking.mlflow_tracker import MlflowTracker, tracker_of
 from dermalyze.tracking.run_lock import RunInUseError, is_abandoned, run_lock
+from dermalyze.tracking.sweep_tags import PARENT_TAG
 from dermalyze.tracking.tracker import NoTracker, tracked
 
 PARAMETERS = {"training.seed": "7", "model.head.hidden": "[512, 256]", "empty": ""}
@@ -493,8 +497,8 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(
     assert time.monotonic() - begun < 10
     # What is lost is said once more at the end: parameters, three epochs and the status.
     assert our_warnings(caplog)[1:] == [
-        "5 records could not be sent to http://127.0.0.1:9. The run's folder holds all of them in "
-        "training_history.json."
+        "5 records could not be sent to http://127.0.0.1:9. What they say lies in the run's "
+        "folder; training.resume=RUN sends what is of training once the store answers."
     ]
     assert not (folder / "tracking.json").exists()
 
@@ -575,6 +579,84 @@ def test_a_refused_record_does_not_hold_up_those_behind_it(
     (warning,) = our_warnings(caplog)
     assert warning.startswith("tracking: a record is refused, left out: ")
     assert "no[brackets]" in warning
+    assert TAGS.items() <= run_of(uri, folder).data.tags.items()
+
+
+def test_a_job_that_was_recorded_before_its_sweep_becomes_its_child(
+    uri: str, tmp_path: Path
+) -> None:
+    sweep = a_folder(tmp_path, "sweep")
+    jobs = [a_folder(sweep, "0"), a_folder(sweep, "1")]
+    for job in jobs:
+        started(uri, job).finish("FINISHED")
+    adopt(sweep, jobs)  # not recorded itself, as yet
+    assert PARENT_TAG not in run_of(uri, jobs[0]).data.tags
+    started(uri, sweep)
+    adopt(sweep, [*jobs, a_folder(sweep, "2")])  # the last of them is nowhere recorded
+    for job in jobs:
+        assert run_of(uri, job).data.tags[PARENT_TAG] == run_of(uri, sweep).info.run_id
+        assert run_of(uri, job).info.status == "FINISHED"
+
+
+def test_the_folder_of_another_user_does_not_stop_tracking(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, mine = a_folder(tmp_path, "theirs"), a_folder(tmp_path, "mine")
+    started(uri, theirs)
+
+    def denied(lock: FileLock, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", denied)
+        assert not is_abandoned(theirs)
+    monkeypatch.setattr(mlflow_tracker, "is_abandoned", lambda folder: folder == mine)
+    started(uri, mine)
+    assert run_of(uri, theirs).info.status == "RUNNING"
+    assert our_warnings(caplog) == []
+
+
+def test_one_who_looks_whether_a_run_lives_is_not_in_its_way(tmp_path: Path) -> None:
+    looking = FileLock(tmp_path / ".run.lock", thread_local=False)
+    looking.acquire()
+    timer = threading.Timer(0.2, looking.release)
+    timer.start()
+    with run_lock(tmp_path):
+        assert not looking.is_locked
+    timer.join()
+
+
+def test_a_file_that_is_gone_does_not_hold_up_what_comes_after_it(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = a_folder(tmp_path)
+    tracker = started(uri, folder)
+    tracker.log_artifact(folder / "run.json")
+    tracker.finish("FINISHED")
+    assert run_of(uri, folder).info.status == "FINISHED"
+    assert our_warnings(caplog) == [
+        f"tracking: there is no {folder / 'run.json'}, so it is left out"
+    ]
+
+
+def test_a_store_that_does_not_answer_is_not_asked_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = [0.0], []
+
+    def connect_in_vain(uri: str) -> MlflowClient:
+        asked.append(now[0])
+        now[0] += 20
+        raise MlflowException("timed out")
+
+    monkeypatch.setattr(mlflow_tracker, "connect", connect_in_vain)
+    monkeypatch.setattr(mlflow_tracker.time, "monotonic", lambda: now[0])
+    tracker = started("http://127.0.0.1:9", a_folder(tmp_path))
+    for step in range(1, 50):
+        now[0] += 10
+        tracker.log_metrics(EPOCHS[0], step=step)
+    tracker.finish("FINISHED")
+    assert asked == [0, 200, 400, now[0] - 20]
 
 
 def test_a_damaged_database_does_not_stop_training(
