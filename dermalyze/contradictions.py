@@ -69,6 +69,12 @@ def _averages(run: Node) -> Iterator[str]:
             "which epochs are the last is not known where a run may stop early. Say "
             "training.patience=null"
         )
+    if training["monitor"].startswith("train/"):
+        yield (
+            f"training.average_last_epochs={last} with training.monitor={training['monitor']}: no "
+            "training metric is of the average, which is judged on validation alone. Choose "
+            "training.monitor=val/loss, or training.average_last_epochs=null"
+        )
     if run["ema"].get("decay") is not None:
         yield (
             f"training.average_last_epochs={last} with ema=on: both average the weights. Choose "

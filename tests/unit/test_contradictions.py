@@ -68,6 +68,14 @@ REFUSED_BY_PARTS = [
         (["training.average_last_epochs=3"], "training.patience=null"),
         (["training.average_last_epochs=41", "training.patience=null"], "training.epochs=40"),
         (["training.average_last_epochs=3", "training.patience=null", "ema=on"], "ema=off"),
+        (
+            [
+                "training.average_last_epochs=3",
+                "training.patience=null",
+                "training.monitor=train/loss",
+            ],
+            "training.monitor=train/loss: no training metric is of the average",
+        ),
         (["training.first_image_size=128"], "need both"),
         (["training.growing_epochs=5"], "need both"),
         (["training.first_image_size=256", "training.growing_epochs=5"], "data.image_size=224"),
