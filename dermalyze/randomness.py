@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 8
     SEARCH = 9
     CALIBRATION = 10
+    STATISTICS = 11  # dropout, while BatchNorm's statistics of averaged weights are taken
 
 
 def generator(seed: int, purpose: Purpose, *time: int) -> np.random.Generator:

@@ -44,9 +44,10 @@ def main(cfg: DictConfig) -> float:
 
     outcome = run_training(cfg, folder, resume=resume, trial=trial)
 
-    best = {key.removeprefix("val/"): value for key, value in outcome.best.items() if "val/" in key}
     shown = ", ".join(
-        f"{name.replace('_', ' ')} {value:.4f}" for name, value in best.items() if value is not None
+        f"{key.removeprefix('val/').replace('_', ' ')} {value:.4f}"
+        for key, value in outcome.best.items()
+        if key.startswith("val/") and value is not None
     )
     logger.info("best epoch %s on validation: %s", outcome.best["epoch"], shown)
     logger.info(

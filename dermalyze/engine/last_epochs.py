@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 
 class LastEpochs:
@@ -28,25 +29,30 @@ class LastEpochs:
         if epoch >= self.first_epoch:
             self.average.update_parameters(model)
 
-    def model(self, batches: Iterable[tuple[Tensor, ...]]) -> nn.Module:
+    def model(self, trained: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> nn.Module:
         """Return the averaged model with BatchNorm statistics of its own.
 
         The statistics of the epochs belong to their weights, not to the average, so they are
-        taken anew over one epoch's training batches (the model's inputs).
+        taken anew over one epoch's training batches. Layers that a stage keeps frozen have the same
+        weights throughout, and keep their statistics; torch's `update_bn` would take all anew.
+
+        Args:
+            trained: the model as its stage trains it, each layer in training mode or not.
+            batches: what it is given, batch by batch. Dropout draws from torch's generators, which
+                are seeded before each of them.
         """
         model: nn.Module = self.average.module
+        for layer, other in zip(model.modules(), trained.modules(), strict=True):
+            layer.training = other.training
+        norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+        learning = [layer for layer in norms if layer.training and layer.track_running_stats]
+        momenta = [layer.momentum for layer in learning]
+        for layer in learning:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over the batches
         with torch.no_grad():
-            update_bn(({"inputs": inputs} for inputs in batches), _Unpacking(model))
+            for inputs in batches if learning else ():
+                model(*inputs)
+        for layer, momentum in zip(learning, momenta, strict=True):
+            layer.momentum = momentum
         return model.eval()
-
-
-class _Unpacking(nn.Module):
-    """A model that takes all its inputs at once; torch's `update_bn` passes on one thing only."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, tuple[Tensor, ...]]) -> Tensor:
-        logits_BK: Tensor = self.model(*batch["inputs"])
-        return logits_BK

@@ -137,7 +137,9 @@ def fit(
         if state.last_epochs is not None:
             state.last_epochs.take_in(state.model, state.epoch)
             if state.epoch == state.last_epochs.last_epoch:
-                model = state.last_epochs.model(training_step.inputs(state.epoch, windows))
+                state.train_mode()
+                inputs = training_step.inputs(state.epoch, windows)
+                model = state.last_epochs.model(state.model, inputs)
                 metrics = validate(model)
                 other = {**record, **metrics}
                 improved |= _keep_if_best(state, other, model, "average of epochs", checkpoints)
@@ -178,6 +180,6 @@ def _keep_if_best(
     """Save the model if its record is the best so far; return whether it is."""
     improved = state.stopping.update(record)
     if improved:
-        state.best_record = record
+        state.best_record = dict(record)  # the epoch's own goes on to hold more
         checkpoints.save_best(state, model, weights)
     return improved

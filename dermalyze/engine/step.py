@@ -166,10 +166,14 @@ class TrainingStep:
     def inputs(
         self, epoch: int, windows: Sequence[Sequence[np.ndarray]]
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield what the model is given in an epoch, a batch after another: whole batches."""
+        """Yield what the model is given in an epoch, a batch after another: whole batches.
+
+        Before each, torch's generators are seeded for its forward pass, alike on all ranks.
+        """
         batches = (rows_B for window in windows for rows_B in window)
         for batch, rows_B in enumerate(batches):
             inputs, _ = self._batch(rows_B, epoch, batch, ALONE.share(len(rows_B)).positions_B)
+            seed_network(self.seed, Purpose.STATISTICS, epoch, batch)
             yield inputs
 
     def rows_to_read(self, windows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:

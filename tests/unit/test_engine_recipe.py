@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dermalyze.augmentation.image_sizes import ImageSizes
 from dermalyze.checkpoint_file import read_checkpoint
+from dermalyze.distributed import ALONE, Ranks
 from dermalyze.engine.loop import epoch_windows
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.errors import Interrupted
@@ -307,6 +309,64 @@ def test_resume_with_an_average_of_epochs_equals_uninterrupted(tmp_path, call):
     assert differences(copied(resumed), copied(whole)) == []
     assert resumed.best_record is not None
     assert without_timing([resumed.best_record]) == without_timing([whole.best_record or {}])
+
+
+class WithNormedHead(Net):
+    """Its classifier drops numbers before a BatchNorm, whose statistics so depend on chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[7] = nn.Sequential(nn.BatchNorm1d(20), nn.Linear(20, CLASSES))
+
+
+def normed_head(init: int, **options: Any) -> TrainState:
+    torch.manual_seed(init)
+    return make_state(model=WithNormedHead(), last_epochs=2, **options)
+
+
+def test_resume_after_the_very_last_step_takes_the_same_statistics(tmp_path):
+    whole, resumed = whole_and_resumed(tmp_path, normed_head, call=EPOCHS * STEPS)
+    assert differences(copied(resumed), copied(whole)) == []
+    assert without_timing(resumed.history) == without_timing(whole.history)
+
+
+def test_all_ranks_draw_alike_for_the_statistics_of_an_average():
+    windows = epoch_windows(TRAIN, batch_size=BATCH, accumulate=2)
+
+    def draws(ranks: Ranks) -> list[float]:
+        return [float(torch.rand(1)) for _ in make_step(ranks=ranks).inputs(2, windows)]
+
+    alone = draws(ALONE)
+    assert len(set(alone)) == STEPS
+    assert draws(Ranks(0, 2)) == draws(Ranks(1, 2)) == alone
+
+
+def test_an_average_keeps_the_statistics_of_what_is_frozen(tmp_path):
+    def head_alone(net: Net) -> list[Stage]:
+        head = net.layers[7]
+        make = partial(torch.optim.SGD, list(head.parameters()))
+        return [Stage("head", 0, EPOCHS, schedule, make, net.layers[:4])]
+
+    state = normed_head(0, stages=head_alone)
+    frozen, learning = state.model.layers[1], state.model.layers[7][0]
+    frozen.running_mean.fill_(0.25)
+    train(tmp_path, state)
+    assert state.last_epochs is not None
+    average: Any = state.last_epochs.average.module
+    assert average.layers[1].running_mean.tolist() == frozen.running_mean.tolist() == [0.25] * 4
+    assert int(average.layers[1].num_batches_tracked) == 0
+    assert int(learning.num_batches_tracked) == EPOCHS * STEPS
+    assert int(average.layers[7][0].num_batches_tracked) == STEPS
+    assert average.layers[7][0].momentum == learning.momentum == 0.1
+
+
+def test_the_best_epochs_record_holds_nothing_of_an_average_that_was_worse(tmp_path):
+    values = iter([0.9, 0.8, 0.1, 0.7])
+    state = make_state(last_epochs=2)
+    train(tmp_path, state, validate=lambda model: {"val/loss": next(values)})
+    assert state.best_record is not None
+    assert [key for key in state.best_record if "val" in key] == ["val/loss"]
+    assert state.history[-1]["average_of_epochs/val/loss"] == 0.7
 
 
 # Mixing
