@@ -162,13 +162,12 @@ def _optimizer(run: Node) -> Iterator[str]:
         )
     if missing:
         return
-    weights = [{"_target_": "torch.nn.Parameter"}]
-    try:
-        instantiate(options, _partial_=False, _convert_="all", params=weights)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        yield f"optimizer: {options['_target_']} refuses its values ({error.__cause__})"
+    # Whether the run's device can capture steps is not known; the CPU, which tries them, cannot.
+    tried = options | ({"capturable": False} if "capturable" in options else {})
+    check = {"_target_": "dermalyze.optim.optimizer_state.check_optimizer"}
+    yield from _refusals(
+        instantiate, check, make_optimizer=tried, name=options["_target_"], _convert_="all"
+    )
 
 
 def _stages(run: Node) -> Iterator[str]:

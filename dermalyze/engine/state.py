@@ -13,6 +13,7 @@ from dermalyze.engine.early_stopping import EarlyStopping
 from dermalyze.engine.last_epochs import LastEpochs
 from dermalyze.errors import CheckpointError
 from dermalyze.optim.ema import WeightAverage
+from dermalyze.optim.optimizer_state import restore_optimizer, saved_numbers, saved_tensors
 from dermalyze.optim.stages import Stage
 
 Record = dict[str, float | int | None]
@@ -135,8 +136,7 @@ class TrainState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor of the state under a name of its own."""
         named = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+        named |= saved_tensors(self.optimizer)
         if self.ema is not None:
             named |= {f"ema/{name}": v for name, v in self.ema.module.state_dict().items()}
         if self.last_epochs is not None:
@@ -161,6 +161,7 @@ class TrainState:
             "epochs_without_improvement": stopping.epochs_without_improvement,
             "scaler": self.scaler.state_dict(),
             "optimizer": type(self.optimizer).__name__,
+            "optimizer_numbers": saved_numbers(self.optimizer),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
@@ -185,7 +186,7 @@ class TrainState:
                 f"the checkpoint holds the state of {numbers['optimizer']}, but this run trains "
                 f"with {name}"
             )
-        self._restore_optimizer(_below(tensors, "optimizer/"))
+        restore_optimizer(self.optimizer, tensors, numbers.get("optimizer_numbers", {}))
         self.step_losses_S.copy_(tensors["epoch/step_losses"])
         self.step_counts_S2K.copy_(tensors["epoch/step_counts"])
         self.finished, self.history = numbers["finished"], list(numbers["history"])
@@ -195,33 +196,6 @@ class TrainState:
         self.stopping.epochs_without_improvement = numbers["epochs_without_improvement"]
         if numbers["scaler"]:
             self.scaler.load_state_dict(numbers["scaler"])
-
-    def _restore_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the optimiser's buffers, each in the memory format of its parameter.
-
-        Fused kernels walk a parameter and its moments side by side, so a moment that came back
-        contiguous beside a channels-last weight would be applied to the wrong places.
-
-        Raises:
-            CheckpointError: moments of more weights than are trained here.
-        """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        last = max((int(name.partition("/")[0]) for name in tensors), default=-1)
-        if last >= len(parameters):
-            raise CheckpointError(
-                f"the checkpoint holds an optimiser of at least {last + 1} weights, but here "
-                f"{len(parameters)} are trained. Resume with the version that began this run, or "
-                "train anew."
-            )
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            index, _, key = name.partition("/")
-            parameter = parameters[int(index)]
-            if value.shape == parameter.shape:
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -56,6 +56,14 @@ REFUSED_BY_PARTS = [
         ["optimizer.weight_decay=-0.1"],
         "optimizer: torch.optim.AdamW refuses its values (Invalid weight_decay value: -0.1)",
     ),
+    (
+        ["+optimizer.foreach=true"],
+        "refuses its values (`fused` and `foreach` cannot be `True` together.)",
+    ),
+    (
+        ["optimizer.fused=false", "+optimizer.differentiable=true"],
+        "torch.optim.AdamW refuses its values (a leaf Variable that requires grad",
+    ),
 ]
 
 

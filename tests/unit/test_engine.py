@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import timm.optim
 import torch
 from small_training import (
     BATCH,
@@ -54,7 +55,8 @@ from dermalyze.engine.loop import epoch_windows
 from dermalyze.engine.progress import NonFiniteLossError
 from dermalyze.engine.state import Record, TrainState
 from dermalyze.engine.step import TrainingStep
-from dermalyze.errors import CheckpointError, DataError, Interrupted
+from dermalyze.errors import CheckpointError, ConfigError, DataError, Interrupted
+from dermalyze.optim.optimizer_state import check_optimizer
 from dermalyze.randomness import Purpose, generator
 
 # One step
@@ -312,6 +314,55 @@ def test_moments_of_more_weights_than_are_trained_are_refused() -> None:
         CheckpointError, match=rf"of at least {count + 1} weights, but here {count} "
     ):
         make_state().restore(tensors, state.numbers())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [timm.optim.Lamb, timm.optim.Adan, timm.optim.AdaBelief, timm.optim.AdamP, timm.optim.SGDW],
+)
+def test_optimisers_that_count_in_groups_or_in_plain_numbers_resume_exactly(tmp_path, make):
+    """SGDW without momentum keeps None."""
+
+    def made(init: int) -> TrainState:
+        return make_state(optimizer=lambda parameters: make(parameters, lr=0.01), init=init)
+
+    whole, resumed = made(0), made(99)
+    train(tmp_path / "whole", whole)
+    loss = LossAt(STEPS + 3, kill_with(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", made(0), loss=loss)
+    train(tmp_path / "cut", resumed)
+    assert differences(copied(resumed), copied(whole)) == []
+    assert resumed.numbers()["optimizer_numbers"] == whole.numbers()["optimizer_numbers"]
+
+
+def test_a_state_that_was_saved_before_numbers_were_is_read():
+    state = make_state()
+    make_step()(state, [TRAIN], 0)
+    numbers = state.numbers()
+    del numbers["optimizer_numbers"]
+    restored = make_state(init=99)
+    restored.restore(copied(state), numbers)
+    assert differences(copied(restored), copied(state)) == []
+
+
+class KeepsLists(torch.optim.SGD):
+    """Keeps what no checkpoint can hold, in a weight's state and in its group."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["seen"] = torch.Size([1])
+            for weight in group["params"]:
+                self.state[weight]["factors"] = [weight.detach().clone()]
+
+
+def test_an_optimiser_whose_state_no_checkpoint_can_hold_is_refused():
+    with pytest.raises(ConfigError) as refused:
+        check_optimizer(make_optimizer=KeepsLists, name="KeepsLists")
+    assert str(refused.value) == (
+        "optimizer: KeepsLists keeps what a checkpoint cannot hold (factors, seen), so no run with "
+        "it could be resumed. Choose another one"
+    )
 
 
 # Early stopping
