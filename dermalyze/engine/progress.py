@@ -61,8 +61,8 @@ def refuse_non_finite(
     names = [training_step.store.image_ids[row] for rows in windows[step] for row in rows]
     raise NonFiniteLossError(
         f"{what} in epoch {state.epoch + 1}, step {step + 1} (images {', '.join(names)}). Nothing "
-        "of it was saved. Lower optimizer.lr, set training.grad_clip=1.0 or training.amp=off; then "
-        "resume from the last checkpoint or start again."
+        "of it was saved. Resumed, the run would come to the same. Begin a new one with a lower "
+        "optimizer.lr, training.grad_clip=1.0 or training.amp=off."
     )
 
 

@@ -588,6 +588,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     message = str(caught.value)
     names = ", ".join(images_of(epoch=1, step=step - 1))
     assert f"{what} in epoch 2, step {step} (images {names})" in message
+    assert message.endswith(
+        "Nothing of it was saved. Resumed, the run would come to the same. Begin a new one with a "
+        "lower optimizer.lr, training.grad_clip=1.0 or training.amp=off."
+    )
 
     checkpoints = RunCheckpoints(folder=tmp_path, about=about())
     good = make_state(init=99)
