@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dermalyze.compute import Precision
-from dermalyze.data.batches import ImageStore
+from dermalyze.data.batches import ImageStore, machine_memory
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,9 @@ def maps_if_they_fit(
 ) -> FrozenMaps | None:
     """Return the maps of rows of the store; None, and say so, where memory is too small for them.
 
+    They may take a quarter of the machine's memory. How much of it is free is not asked: a run that
+    is resumed while others run beside it would decide otherwise.
+
     Args:
         model: with `feature_map` and `classify`; its backbone predicts as in evaluation.
         store: the images, at the size that the model sees.
@@ -64,13 +66,13 @@ def maps_if_they_fit(
             maps_BCHW = backbone.feature_map(store.batch(rows_B)).cpu()
             if maps_NCHW is None:
                 needed = maps_BCHW[0].nbytes * len(rows_N)
-                free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-                if needed > free // 2:
+                memory = machine_memory()
+                if needed > memory // 4:
                     logger.info(
-                        "the frozen backbone's maps need %.1f GiB of %.1f free; they are computed "
-                        "anew in every epoch",
+                        "the frozen backbone's maps need %.1f GiB, more than a quarter of the "
+                        "machine's %.1f; they are computed anew in every epoch",
                         needed / 2**30,
-                        free / 2**30,
+                        memory / 2**30,
                     )
                     break
                 maps_NCHW = maps_BCHW.new_empty((len(rows_N), *maps_BCHW.shape[1:]))

@@ -40,6 +40,8 @@ class TrainState:
         history: one record for each finished epoch.
         best_record: that of the best model so far.
         finished: the last epoch is over, or early stopping ended the run.
+        keeps_maps: whether what a frozen backbone makes of the images is kept from epoch to epoch;
+            None: not decided yet.
         training_model: the wrapped model, whose weights are those of `model`.
     """
 
@@ -57,6 +59,7 @@ class TrainState:
     history: list[Record] = field(default_factory=list)
     best_record: Record | None = None
     finished: bool = False
+    keeps_maps: bool | None = None
     stage: Stage = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     training_model: nn.Module = field(init=False)
@@ -154,6 +157,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "finished": self.finished,
+            "keeps_maps": self.keeps_maps,
             "history": self.history,
             "best_record": self.best_record,
             "best_value": stopping.best_value,
@@ -190,6 +194,7 @@ class TrainState:
         self.step_losses_S.copy_(tensors["epoch/step_losses"])
         self.step_counts_S2K.copy_(tensors["epoch/step_counts"])
         self.finished, self.history = numbers["finished"], list(numbers["history"])
+        self.keeps_maps = numbers.get("keeps_maps")
         self.best_record = numbers["best_record"]
         self.stopping.best_value = numbers["best_value"]
         self.stopping.best_epoch = numbers["best_epoch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -22,6 +23,8 @@ from dermalyze.engine.state import TrainState
 from dermalyze.losses.loss import Loss
 from dermalyze.optim.parameter_groups import LR_SCALE
 from dermalyze.randomness import Purpose, generator
+
+logger = logging.getLogger(__name__)
 
 
 class Augmentation(Protocol):
@@ -151,7 +154,9 @@ class TrainingStep:
     def begin_epoch(self, state: TrainState, rows_N: np.ndarray) -> None:
         """Let the loss become that of the state's epoch, and do beforehand what its stage allows.
 
-        Where a frozen backbone sees the same images in every epoch, its maps are computed once.
+        Where a frozen backbone sees the same images in every epoch, its maps are computed once, if
+        memory is large enough. A map depends in its last bits on the batch that it is computed in,
+        so the state knows what was decided, and a resumed run keeps to it.
 
         Args:
             state: at any step of the epoch.
@@ -160,8 +165,14 @@ class TrainingStep:
         self.loss.begin_epoch(state.epoch)
         if state.stage.frozen is None or self.images_change or self.ranks.size > 1:
             self.maps = None
-        elif self.maps is None:
+        elif self.maps is None and state.keeps_maps is not False:
             self.maps = maps_if_they_fit(state.model, self.store, rows_N, precision=self.precision)
+            if self.maps is None and state.keeps_maps:
+                logger.warning(
+                    "the run so far kept the frozen backbone's maps in a larger memory: the result "
+                    "will be as good, but not equal to the last bit"
+                )
+            state.keeps_maps = self.maps is not None
 
     def inputs(
         self, epoch: int, windows: Sequence[Sequence[np.ndarray]]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from hydra import initialize_config_dir
 from test_contract import TRAIN, Trial
 
 from dermalyze.config import CONF_DIR, register_resolvers
+from dermalyze.engine import frozen_maps
 
 FROZEN = ["model=timm", "model.backbone=test_efficientnet", "model.pretrained=false",
           "stages=frozen", "augmentation=none", "model/metadata=film", "optimizer=sgd"]  # fmt: skip
@@ -83,9 +83,38 @@ def test_without_the_memory_for_them_they_are_computed_anew(
     expected.step.images_change = True
     expected.go_on()
     trial = Trial.of(*FROZEN)
-    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    monkeypatch.setattr(frozen_maps, "machine_memory", lambda: 1)
     trial.go_on()
     assert trial.step.maps is None
     assert "computed anew in every epoch" in caplog.text
     for name, value in weights(trial).items():
         np.testing.assert_array_equal(value, weights(expected)[name])
+
+
+def test_a_resumed_run_computes_anew_where_it_did_before_whatever_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped, resumed = Trial.of(*FROZEN), Trial.of(*FROZEN)
+    with monkeypatch.context() as small:
+        small.setattr(frozen_maps, "machine_memory", lambda: 1)
+        stopped.go_on()
+    resumed.state.restore(stopped.state.tensors(), stopped.state.numbers())
+    resumed.go_on()
+    assert (resumed.state.keeps_maps, resumed.step.maps) == (False, None)
+    stopped.go_on()
+    for name, value in weights(resumed).items():
+        np.testing.assert_array_equal(value, weights(stopped)[name])
+
+
+def test_a_resumed_run_says_where_memory_is_too_small_for_what_was_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped, resumed = Trial.of(*FROZEN), Trial.of(*FROZEN)
+    stopped.go_on()
+    assert stopped.state.keeps_maps is True
+    resumed.state.restore(stopped.state.tensors(), stopped.state.numbers())
+    monkeypatch.setattr(frozen_maps, "machine_memory", lambda: 1)
+    resumed.go_on()
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "the run so far kept the frozen backbone's maps" in warning.getMessage()
+    assert resumed.state.keeps_maps is False
