@@ -194,7 +194,8 @@ def _train(
     ranks.refuse_differences({"epoch": state.epoch, "step": state.step})
     tracker: Tracker = NoTracker()
     if ranks.is_writer:
-        checkpoints.check_room(state)
+        if not state.finished:
+            checkpoints.check_room(state)
         save_split(data.split, data.table.frame, folder)
         tracker = instantiate(config["tracking"], _convert_="all")
     if state.finished:  # still, what a stopped server or process left unrecorded is recorded now

@@ -21,6 +21,11 @@ from dermalyze.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_ARITHMETIC = (
+    *("threads", "device", "precision", "ranks", "evaluation_batch_size"),
+    *("torch", "timm", "pillow"),
+)
+
 
 class NoCheckpoints:
     """Keeps nothing: for the ranks beside the one that writes."""
@@ -58,16 +63,25 @@ class RunCheckpoints:
             CheckpointError: needed against free.
         """
         weights = sum(value.nbytes for value in state.model.state_dict().values())
-        now = sum(value.nbytes for value in state.tensors().values())
-        # Two moments will come to it. The latest state, the one before it and one being written;
-        # and the best model twice, for the same reason.
-        needed = 3 * (now + 2 * weights) + 2 * weights
+        tensors = state.tensors()
+        now = sum(value.nbytes for value in tensors.values())
+        # Two moments will come to it, if they have not yet. The latest state, the one before it and
+        # one being written; and the best model twice, for the same reason.
+        has_moments = any(name.startswith("optimizer/") for name in tensors)
+        latest = now if has_moments else now + 2 * weights
+        kept = [self.latest, previous_of(self.latest), self.best, previous_of(self.best)]
+        there = sum(path.stat().st_size for path in kept if path.exists())
+        needed = 3 * latest + 2 * weights - there
         free = shutil.disk_usage(self.latest.parent).free
         if free < needed:
+            mend = (
+                "Make room, then resume"
+                if self.exist
+                else "Make room, or name a folder on another disk with hydra.run.dir=FOLDER"
+            )
             raise CheckpointError(
                 f"{self.latest.parent}: this run's checkpoints need about {needed / 2**20:.0f} MiB "
-                f"and {free / 2**20:.0f} are free. Make room, or name a folder on another disk "
-                "with hydra.run.dir=FOLDER."
+                f"and {free / 2**20:.0f} are free. {mend}."
             )
 
     def save_best(self, state: TrainState, model: nn.Module, weights: str) -> None:
@@ -142,12 +156,19 @@ class RunCheckpoints:
                 f"{path}: was trained on other files: images have changed since, though the table "
                 "is the same. Put back those that were there, or begin a new run."
             )
-        for key in ("threads", "device", "ranks"):
-            if header["software"].get(key) != self.about["software"][key]:
+        before, now = _arithmetic(header), _arithmetic(self.about)
+        for key in sorted(before.keys() & now.keys()):
+            if before[key] != now[key]:
                 logger.warning(
                     "the run so far used %s=%s, now %s: the result will be as good, but not equal "
                     "to the last bit",
                     key,
-                    header["software"].get(key),
-                    self.about["software"][key],
+                    before[key],
+                    now[key],
                 )
+
+
+def _arithmetic(header: dict[str, Any]) -> dict[str, Any]:
+    """Return what results depend on in their last digits, as far as a header tells."""
+    told = {**header, **header["software"]}
+    return {key: told[key] for key in _ARITHMETIC if key in told}

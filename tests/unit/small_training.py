@@ -223,7 +223,14 @@ def about(**changes: Any) -> dict[str, Any]:
         "metadata": {"columns": []},
         "split_fingerprint": "abc",
         "images_fingerprint": "0ab",
-        "software": {"threads": 1, "device": "cpu", "ranks": 1},
+        "evaluation_batch_size": 64,
+        "software": {
+            "threads": 1,
+            "device": "cpu",
+            "ranks": 1,
+            "precision": "fp32",
+            "torch": "2.7.0",
+        },
         **changes,
     }
 

@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -845,15 +847,52 @@ def test_a_checkpoint_of_other_pixels_is_refused_and_one_that_says_nothing_of_th
 
 
 @pytest.mark.parametrize(
-    ("key", "before", "now"), [("threads", 1, 2), ("device", "cpu", "cuda"), ("ranks", 1, 4)]
+    ("key", "before", "now"),
+    [
+        ("threads", 1, 2),
+        ("device", "cpu", "cuda"),
+        ("ranks", 1, 4),
+        ("precision", "fp32", "bf16"),
+        ("torch", "2.7.0", "2.8.0"),
+        ("evaluation_batch_size", 64, 32),
+    ],
 )
 def test_another_machine_is_told_but_taken(tmp_path, caplog, key, before, now):
     two_saved(tmp_path)
-    software = {**about()["software"], key: now}
-    other = RunCheckpoints(folder=tmp_path, about=about(software=software))
+    place = about() if key in about() else about()["software"]
+    changes = {key: now} if key in about() else {"software": {**place, key: now}}
+    assert place[key] == before
+    other = RunCheckpoints(folder=tmp_path, about=about(**changes))
     assert other.load_latest(make_state()) is True
     [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert f"the run so far used {key}={before}, now {now}" in warning.getMessage()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_room_is_asked_for_what_is_not_there_yet(tmp_path, monkeypatch, resumed):
+    """Three states with two moments each and two models, less the files that are there."""
+    state = make_state(optimizer=adamw)
+    weights = sum(value.nbytes for value in state.model.state_dict().values())
+    states = sum(value.nbytes for value in state.tensors().values()) + 2 * weights
+    mend = "Make room, or name a folder on another disk with hydra.run.dir=FOLDER."
+    checkpoints, there = RunCheckpoints(folder=tmp_path, about=about()), 0
+    if resumed:
+        checkpoints, _ = two_saved(tmp_path)
+        checkpoints.load_latest(state)
+        states = sum(value.nbytes for value in state.tensors().values())
+        there = sum(path.stat().st_size for path in tmp_path.iterdir())
+        mend = "Make room, then resume."
+    needed = 3 * states + 2 * weights - there
+
+    def let_be_free(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+    let_be_free(needed)
+    checkpoints.check_room(state)
+    let_be_free(needed - 1)
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.check_room(state)
+    assert str(refused.value).endswith(mend)
 
 
 def test_numbers_survive_json_exactly():
