@@ -136,6 +136,8 @@ def _stored_size(run: Node) -> Iterator[str]:
 def _parts(run: Node) -> Iterator[str]:
     """Make the parts that need no data, as the run will, to hear which values they refuse."""
     model, classes = run["model"], run["data"]["source"].get("classes", HAM10000_CODES)
+    grows = run["training"]["first_image_size"] is not None
+    backbone = {"name": model["backbone"], "images_grow": grows}
     of_model = {"_partial_": False, "in_features": _FEATURES}
     encoded = {column: [0.0] for column in model["metadata"]["columns"]}
     known_later: list[tuple[Node, Node]] = [
@@ -144,7 +146,7 @@ def _parts(run: Node) -> Iterator[str]:
         (run["mix"], {"total_epochs": run["training"]["epochs"]}),
         (run["loss"], {"class_counts": [1] * len(classes)}),
         (run["ema"], {"_partial_": False, "model": {"_target_": "torch.nn.PReLU"}}),  # one weight
-        ({"_target_": "dermalyze.models.backbone.check_name"}, {"name": model["backbone"]}),
+        ({"_target_": "dermalyze.models.backbone.check_backbone"}, backbone),
         (model["head"], {**of_model, "num_classes": len(classes)}),
         (model["metadata"], {**of_model, "unknown_metadata": encoded}),
     ]

@@ -22,6 +22,7 @@ from dermalyze.engine.last_epochs import LastEpochs
 from dermalyze.engine.loop import epoch_windows
 from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
+from dermalyze.errors import ConfigError
 from dermalyze.evaluation.metrics import direction
 from dermalyze.optim.schedules import Schedule
 from dermalyze.optim.stages import Stage, Stages, stages_of_run
@@ -153,8 +154,16 @@ def _model(
         _convert_="all",
     ).to(device)
     model.lay_out(memory_format(training["channels_last"], device))
+    sizes = image_sizes(config)
+    model.backbone.check_sizes(sorted({sizes(epoch) for epoch in range(sizes.growing_epochs)}))
     if training["grad_checkpointing"]:
-        model.backbone.network.set_grad_checkpointing()
+        try:
+            model.backbone.network.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"training.grad_checkpointing=true: {model.backbone.name} has no layers that timm "
+                "can run twice. Leave it out, or choose another backbone."
+            ) from error
     built: nn.Module = model
     if training["sync_batch_norm"] and ranks.size > 1:
         # Torch's own function would lose the activations that timm keeps in its BatchNorm layers.

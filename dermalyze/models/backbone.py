@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,24 @@ class Backbone(nn.Module):
             return features.permute(0, 3, 1, 2)
         return features
 
+    def check_sizes(self, sizes: Iterable[int]) -> None:
+        """Try sizes of training images other than the one that the network was built for.
+
+        Raises:
+            ConfigError: one that does not fit.
+        """
+        device = next(self.parameters()).device
+        for size in sizes:
+            try:
+                with torch.no_grad():
+                    self.eval()(torch.zeros(1, 3, size, size, device=device))
+            except (AssertionError, RuntimeError) as error:
+                raise ConfigError(
+                    f"training.first_image_size: {self.name} takes no images of {size} pixels "
+                    f"({_why(error)}). Begin with larger ones."
+                ) from error
+        self.train()
+
     def _first_map(self, image_size: int) -> torch.Tensor:
         """Try one image: a network without a map, or one that this size does not fit, shows here.
 
@@ -101,12 +120,47 @@ class Backbone(nn.Module):
 
 
 def check_name(name: str) -> None:
-    """Raise a ConfigError, with the nearest that it has, for a network that timm does not know."""
+    """Raise a ConfigError, with the nearest that it has, for what timm does not know.
+
+    That is a network, or a tag of its weights.
+    """
+    network, _, tag = name.partition(".")
     if not timm.is_model(name):
-        known = nearest(name.partition(".")[0], timm.list_models())
+        known = nearest(network, timm.list_models())
         raise ConfigError(
             f"model.backbone={name}: timm {timm.__version__} has no such model.{known}"
         )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = nearest(name, timm.list_pretrained(network))
+        raise ConfigError(
+            f"model.backbone={name}: timm {timm.__version__} has no weights {tag!r} of "
+            f"{network}.{known}"
+        ) from error
+
+
+def check_backbone(*, name: str, images_grow: bool) -> None:
+    """Find out what can be known of a network before it is made.
+
+    Args:
+        name: timm's.
+        images_grow: whether training images begin smaller.
+
+    Raises:
+        ConfigError: timm does not know it, or images may not change their size.
+    """
+    check_name(name)
+    if images_grow and _takes_one_size(name):
+        raise ConfigError(
+            f"training.first_image_size: {name} is built for images of one size, data.image_size. "
+            "Leave out first_image_size and growing_epochs, or choose a convolutional network."
+        )
+
+
+def _takes_one_size(name: str) -> bool:
+    known = timm.get_pretrained_cfg(name)
+    return known is not None and bool(known.fixed_input_size)
 
 
 def _create(name: str, pretrained: bool, weights_file: str | None, image_size: int) -> Any:
@@ -115,8 +169,7 @@ def _create(name: str, pretrained: bool, weights_file: str | None, image_size: i
     # Hub, network, cache and file errors share no base class, and neither do timm's refusals of an
     # option; whichever it is, the user's mends are the same, and the cause is named.
     try:
-        known = timm.get_pretrained_cfg(name)
-        if known is not None and known.fixed_input_size:
+        if _takes_one_size(name):
             options["img_size"] = image_size
         network = timm.create_model(name, pretrained=from_hub, **options)
         if weights_file is not None:

@@ -52,6 +52,11 @@ REFUSED_BY_PARTS = [
         ["model=timm", "model.backbone=resnt18"],
         "has no such model. Did you mean 'resnet18'?",
     ),
+    (["model=timm", "model.backbone=resnet18.foo"], "has no weights 'foo' of resnet18."),
+    (
+        ["model=vit_small", "training.first_image_size=32", "training.growing_epochs=3"],
+        "is built for images of one size, data.image_size",
+    ),
     (
         ["optimizer.weight_decay=-0.1"],
         "optimizer: torch.optim.AdamW refuses its values (Invalid weight_decay value: -0.1)",

@@ -38,6 +38,24 @@ def backbone(name: str = "test_resnet", *, image_size: int = 32, **changes: Any)
     return Backbone(name=name, image_size=image_size, **options)
 
 
+def test_sizes_that_a_network_does_not_take_are_refused_when_it_is_made() -> None:
+    body = backbone("inception_v3", image_size=96)
+    with pytest.raises(ConfigError, match=r"inception_v3 takes no images of 32 pixels \(Runtime"):
+        body.check_sizes([32, 64])
+    body = backbone()
+    body.check_sizes([32, 64])
+    assert body.training
+
+
+def test_a_tag_that_timm_does_not_know_is_told_as_such() -> None:
+    with pytest.raises(ConfigError) as refused:
+        backbone("resnet18.a1_in2k")
+    assert str(refused.value) == (
+        f"model.backbone=resnet18.a1_in2k: timm {timm.__version__} has no weights 'a1_in2k' of "
+        "resnet18. Did you mean 'resnet18.a1_in1k'?"
+    )
+
+
 def test_what_a_gradient_needs_is_not_overwritten() -> None:
     """Else autograd copies it first, in every step: 3 to 6 % of one of an EfficientNet on a CPU."""
     network = backbone("efficientnet_b0").network
@@ -211,7 +229,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         ConfigError, match=r"model\.backbone=no_such_net: timm .* has no such model"
     ):
         backbone("no_such_net")
-    with pytest.raises(ConfigError, match=r"test_resnet\.nope: .*Invalid pretrained tag"):
+    with pytest.raises(ConfigError, match=r"timm \S+ has no weights 'nope' of test_resnet\. "):
         backbone("test_resnet.nope")
 
 
@@ -324,6 +342,25 @@ def test_files_that_are_not_this_backbones_weights_are_refused(tmp_path):
         assert problem in str(caught.value), name
         assert f"could not be had from {tmp_path / name}" in str(caught.value)
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_network_that_cannot_recompute_is_refused() -> None:
+    words = ["model=timm", "model.backbone=dla46_c", "model.pretrained=false"]
+    config = checked_run(composed(*words, "training.grad_checkpointing=true", head="linear"))
+    with pytest.raises(ConfigError) as refused:
+        build(config, **run_data(image_size=32))
+    assert str(refused.value) == (
+        "training.grad_checkpointing=true: dla46_c has no layers that timm can run twice. Leave it "
+        "out, or choose another backbone."
+    )
+
+
+def test_all_sizes_of_growing_images_are_tried_when_the_network_is_made() -> None:
+    words = ["model=timm", "model.backbone=inception_v3", "model.pretrained=false"]
+    growing = ["training.first_image_size=32", "training.growing_epochs=3", "data.image_size=96"]
+    config = checked_run(composed(*words, *growing, head="linear"))
+    with pytest.raises(ConfigError, match="inception_v3 takes no images of 32 pixels"):
+        build(config, **run_data(image_size=96))
 
 
 # Parameter groups
