@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +147,11 @@ def target_problems(path: str, node: dict[str, Any]) -> list[str]:
     given = {key: value for key, value in node.items() if key not in _INSTANTIATE_WORDS}
 
     problems = []
+    if _completed_by_the_run(path) and node.get("_partial_") is not True:
+        problems.append(
+            f"{path}._partial_={str(node.get('_partial_')).lower()}: the run completes this part "
+            "itself, so it must stay true"
+        )
     for key, value in given.items():
         if key in RUN_TIME_ARGUMENTS and key in named:
             problems.append(f"{path}.{key}={value}: set by the run itself; take it out")
@@ -169,6 +175,16 @@ def target_problems(path: str, node: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _completed_by_the_run(path: str) -> bool:
+    """Return whether a part of a run, by its dotted path, gets arguments later, from data or model.
+
+    Others get theirs as they are made.
+    """
+    group = re.sub(r"^stages\.\w+\.", "", path)
+    of_model = {"model.head", "model.metadata", "model.metadata.fusion"}
+    return group in {"optimizer", "scheduler", "ema", *of_model}
+
+
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -182,7 +198,8 @@ def _type_problems(path: str, value: object, annotation: Any) -> list[str]:
     from pydantic.errors import PydanticUserError
 
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        checks = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        adapter = TypeAdapter(annotation, config=checks)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         # A foreign annotation pydantic cannot check, or a type with a config of its own.
         try:

@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ConfigPart(BaseModel):
-    """A part with fixed keys: another key, or a value of another type, is refused."""
+    """A part with fixed keys: another key, a value of another type, or no number, is refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

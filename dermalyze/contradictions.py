@@ -31,6 +31,7 @@ def contradictions(run: Node) -> list[str]:
         *_averages(run),
         *_growing_images(run),
         *_stored_size(run),
+        *_without_effect(run),
         *_parts(run),
         *_optimizer(run),
         *_stages(run),
@@ -130,6 +131,22 @@ def _stored_size(run: Node) -> Iterator[str]:
         yield (
             f"data.cache_size={stored} with an augmentation without geometry: only its warp "
             "changes sizes. Choose augmentation=light or a stronger one, or data.cache_size=null"
+        )
+
+
+def _without_effect(run: Node) -> Iterator[str]:
+    mix, head = run["mix"], run["model"]["head"]
+    is_off = mix.get("mixup_alpha") is None and mix.get("cutmix_alpha") is None
+    for key in ("probability", "cutmix_share", "unmixed_last_epochs"):
+        if is_off and mix.get(key):
+            yield (
+                f"mix.{key}={mix[key]} without mix.mixup_alpha and mix.cutmix_alpha: nothing is "
+                "mixed. Choose mix=mixup, mix=cutmix or mix=both, or else mix=none"
+            )
+    if head.get("learnable_scale") and not head.get("normalized"):
+        yield (
+            "model.head.learnable_scale=true with model.head.normalized=false: only cosines have a "
+            "scale. Say model.head.normalized=true too"
         )
 
 

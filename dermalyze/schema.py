@@ -51,13 +51,13 @@ class Training(ConfigPart):
     min_delta: float = Field(ge=0)
     device: Literal["auto", "cuda", "mps", "cpu"]
     amp: Literal["auto", "off", "bf16", "fp16"]
-    threads: int | None = Field(ge=1)
+    threads: int | None = Field(ge=1, le=1024)
     deterministic: bool
     fast_mode: bool
     compile: bool
     channels_last: Literal["auto"] | bool
     grad_checkpointing: bool
-    first_image_size: int | None = Field(ge=32)
+    first_image_size: int | None = Field(ge=32, multiple_of=32)
     growing_epochs: int = Field(ge=0)
     sync_batch_norm: bool
     rank_timeout: float = Field(gt=0)

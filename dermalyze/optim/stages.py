@@ -71,6 +71,11 @@ class Stages:
         if not self.options:
             raise ConfigError("stages: both stages are null; nothing would be trained.")
         problems = [line for name, each in self.options.items() for line in each.problems(name)]
+        if head is not None and head.layer_decay is not None:
+            problems.append(
+                f"stages.head.layer_decay={head.layer_decay}: the layers below the head are frozen "
+                "in this stage; null is needed"
+            )
         raise_problems(problems)
 
     def lengths(self, epochs: int) -> dict[str, int]:

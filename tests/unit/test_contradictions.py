@@ -144,6 +144,60 @@ def test_options_that_go_together_pass(overrides: list[str]) -> None:
     assert contradictions(run(*overrides)) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["training.min_delta=inf"],
+            "training.min_delta=inf (float): Input should be a finite number",
+        ),
+        (
+            ["training.grad_clip=inf"],
+            "training.grad_clip=inf (float): Input should be a finite number",
+        ),
+        (
+            ["scheduler=plateau", "scheduler.threshold=nan"],
+            "scheduler.threshold=nan (float): Input should be a finite number",
+        ),
+        (["training.threads=100000"], "Input should be less than or equal to 1024"),
+        (
+            ["training.first_image_size=40", "training.growing_epochs=5"],
+            "training.first_image_size=40 (int): Input should be a multiple of 32",
+        ),
+        (
+            ["mix.probability=0.7"],
+            "mix.probability=0.7 without mix.mixup_alpha and mix.cutmix_alpha: nothing is mixed",
+        ),
+        (["mix.unmixed_last_epochs=3"], "mix.unmixed_last_epochs=3 without mix.mixup_alpha"),
+        (
+            ["model/head=linear", "model.head.learnable_scale=true"],
+            "model.head.learnable_scale=true with model.head.normalized=false: only cosines have",
+        ),
+        (
+            ["stages=two", "stages.head.layer_decay=0.75"],
+            "stages.head.layer_decay=0.75: the layers below the head are frozen in this stage",
+        ),
+    ],
+)
+def test_values_that_would_have_no_effect_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run(*overrides)
+    (problem,) = refused.value.problems
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["optimizer", "scheduler", "stages.head.scheduler", "ema", "model.head", "model.metadata"],
+)
+def test_what_a_run_completes_stays_partial(path: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run("stages=two", f"{path}._partial_=false")
+    assert refused.value.problems == (
+        f"{path}._partial_=false: the run completes this part itself, so it must stay true",
+    )
+
+
 def test_all_contradictions_come_in_one_error() -> None:
     with pytest.raises(ConfigError) as refused:
         run("training.fast_mode=true", "training.growing_epochs=3", "stages.whole.epochs=7")
@@ -181,6 +235,6 @@ def test_a_folder_of_data_that_is_not_there_is_told_where_all_options_are_good(
 
 def test_what_parts_refuse_comes_with_the_contradictions_in_one_error() -> None:
     with pytest.raises(ConfigError) as refused:
-        run("training.fast_mode=true", "mix.probability=2.0", "mix.cutmix_share=-1.0")
+        run("training.fast_mode=true", "mix=both", "mix.probability=2.0", "mix.cutmix_share=-1.0")
     assert len(refused.value.problems) == 3
     assert str(refused.value).count("\n  - ") == 3
