@@ -38,7 +38,7 @@ class Export(ConfigPart):
     output: str | None
     data: OtherData
     batch_size: int | None = Field(ge=1)
-    threads: int | None = Field(ge=1)
+    threads: int | None = Field(ge=1, le=1024)
     opset: int = Field(ge=18)
     limits: LimitsGiven
     int8: Int8Given

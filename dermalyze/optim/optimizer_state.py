@@ -40,7 +40,10 @@ def saved_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
     kept = optimizer.state_dict()
     weights = {str(index): _numbers(values) for index, values in kept["state"].items()}
-    return {"weights": weights, "groups": [_numbers(group) for group in kept["param_groups"]]}
+    return {
+        "weights": {index: numbers for index, numbers in weights.items() if numbers},
+        "groups": [_numbers(group) for group in kept["param_groups"]],
+    }
 
 
 def restore_optimizer(

@@ -133,6 +133,7 @@ def test_options_that_cannot_hold_at_once_are_refused(overrides: list[str], said
         ["training.first_image_size=224", "training.growing_epochs=39"],
         ["stages=two", "ema=on", "mix=both", "scheduler=onecycle", "training.compile=true"],
         ["stages=frozen"],
+        ["optimizer.fused=false", "+optimizer.capturable=true"],  # the CPU here cannot, a GPU can
         ["stages=frozen", "model.pretrained=false", "model.weights_file=a.safetensors"],
         ["stages=two", "model.pretrained=false"],
         ["scheduler.restart_epochs=0.01"],  # how many steps an epoch has is not known yet
