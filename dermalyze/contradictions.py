@@ -31,6 +31,7 @@ def contradictions(run: Node) -> list[str]:
         *_averages(run),
         *_growing_images(run),
         *_stored_size(run),
+        *_blur(run),
         *_without_effect(run),
         *_parts(run),
         *_optimizer(run),
@@ -131,6 +132,16 @@ def _stored_size(run: Node) -> Iterator[str]:
         yield (
             f"data.cache_size={stored} with an augmentation without geometry: only its warp "
             "changes sizes. Choose augmentation=light or a stronger one, or data.cache_size=null"
+        )
+
+
+def _blur(run: Node) -> Iterator[str]:
+    smallest = run["training"]["first_image_size"] or run["data"]["image_size"]
+    kernel = (run["augmentation"].get("blur") or {}).get("kernel_size") or 1
+    if kernel // 2 >= smallest:
+        yield (
+            f"augmentation.blur.kernel_size={kernel}: training images of {smallest} pixels cannot "
+            f"be reflected so far at their borders. Use {2 * smallest - 1} or less"
         )
 
 

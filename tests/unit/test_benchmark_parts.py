@@ -116,7 +116,7 @@ def test_every_peer_of_a_part_is_in_its_report() -> None:
     names = [row["what"] for row in report.numbers["input"]]
     assert names == [input.PILLOW, input.TENSORS, input.OURS, input.GATHER]
     assert report.numbers["input"][0]["ratio"] == 1
-    assert report.bars == Bars("images/s on one core", report.numbers["input"])
+    assert report.bars == Bars("images/s on one core", report.numbers["input"][:3])
 
 
 @pytest.mark.thorough

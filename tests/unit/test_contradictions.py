@@ -104,6 +104,7 @@ REFUSED_BY_PARTS = [
             "training images of 96 pixels would leave out pixels of it",
         ),
         (["data.cache_size=225", "augmentation=none"], "without geometry: only its warp changes"),
+        (["data.image_size=32", "augmentation.blur.kernel_size=65"], "Use 63 or less"),
         (
             ["tracking.register_as=a", "tracking.log_model=false"],
             "a mere file cannot be registered",
