@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.utils import instantiate
 
 from dermalyze.allocation import keep_freed_memory
@@ -14,7 +15,7 @@ from dermalyze.compute import choose_device, choose_precision
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
-from dermalyze.inference.identity import export_formats, home_of, run_of, way_of
+from dermalyze.inference.identity import export_formats, home_of, run_of, trained_as, way_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
@@ -24,9 +25,11 @@ from dermalyze.judged_images import (
     leakage,
     read_judged_table,
     shared_part,
+    validation_rows,
 )
 from dermalyze.members import Members, read_members
 from dermalyze.reporting.earlier_results import refuse_other_results
+from dermalyze.reporting.fitted import chosen_weights
 from dermalyze.reporting.results import results
 from dermalyze.reporting.unlike_training import unlikeness
 from dermalyze.reporting.written import write_evaluation
@@ -69,9 +72,22 @@ def assess(config: Node) -> Assessment:
     table = read_judged_table(config, facts)
     rows = judged_rows(config, table, facts)
     known = known_metadata(table, rows, facts)
-    val_rows = None
-    if method.needs_validation and len(facts) > 1:
-        val_rows = shared_part("val", table, facts)
+    home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
+
+    def prediction(weights_M: np.ndarray) -> Node:
+        return {
+            **way_of(views, method, weights_M),
+            "logit_adjustment": config["logit_adjustment"],
+            "precision": str(choose_precision(config["amp"], device)),
+        }
+
+    val_rows = weights_M = None
+    if method.chosen_by and len(facts) > 1:
+        if config["split"] == "all" and config["data"].get("source") is not None:
+            asked = prediction(np.zeros(len(facts)))
+            weights_M = chosen_weights(home, trained_as(facts), asked)
+        else:
+            val_rows = shared_part("val", table, facts)
     members = Members(
         config=config,
         facts=facts,
@@ -80,10 +96,9 @@ def assess(config: Node) -> Assessment:
         adjustment=adjustment,
         device=device,
     )
-    answer = members.answer(rows, val_rows, method)
+    answer = members.answer(rows, method, val_rows=val_rows, weights_M=weights_M)
     way = way_of(views, method, answer.weights_M)
     part = _part(config["split"], facts, views, method, adjustment)
-    home = home_of(config["checkpoint"], facts, config["paths"]["outputs"])
     folder = Path(config["output"] or home / "evaluation" / part)
     about = {
         "split": config["split"],
@@ -99,22 +114,19 @@ def assess(config: Node) -> Assessment:
     }
     refuse_other_results(folder, about)
 
-    def on_validation() -> Validated:
-        rows_V = shared_part("val", table, facts)
+    def on_validation() -> Validated | None:
+        rows_V = validation_rows(table, facts)
+        if rows_V is None:
+            return None
         lesion_ids_V = table.frame["lesion_id"].iloc[rows_V].to_numpy()
-        return Validated(
-            table.labels[rows_V], lesion_ids_V, members.answer(rows_V, val_rows, method)
-        )
+        said = members.answer(rows_V, method, weights_M=answer.weights_M)
+        return Validated(table.labels[rows_V], lesion_ids_V, said)
 
     fitted, why_not = validation_fit(
         config,
         facts,
         home=home,
-        prediction={
-            **way,
-            "logit_adjustment": config["logit_adjustment"],
-            "precision": str(choose_precision(config["amp"], device)),
-        },
+        prediction=prediction(answer.weights_M),
         on_validation=on_validation,
     )
     found = results(

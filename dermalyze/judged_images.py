@@ -104,15 +104,7 @@ def shared_part(part: str, table: LesionTable, members: Sequence[ModelFacts]) ->
         ConfigError: a model lies in no run's folder.
         DataError: two models have other images there, or the table is not that of a run.
     """
-    rows_of = []
-    for member in members:
-        run = run_of(member)
-        if run is None:
-            raise ConfigError(
-                f"split={part}: {member.path} lies in no run's folder, so its split is not known. "
-                "Give the run's folder as checkpoint, or split=all."
-            )
-        rows_of.append(FromFiles(directory=str(run))(table.frame, table.classes).part(part))
+    rows_of = _parts(part, table, members)
     for member, rows in zip(members[1:], rows_of[1:], strict=True):
         other = np.setxor1d(rows, rows_of[0])
         if len(other):
@@ -123,6 +115,30 @@ def shared_part(part: str, table: LesionTable, members: Sequence[ModelFacts]) ->
                 "(data/split=from_files trains on an earlier run's), or split=all on other data."
             )
     return rows_of[0]
+
+
+def validation_rows(table: LesionTable, members: Sequence[ModelFacts]) -> np.ndarray | None:
+    """Return the rows of the validation part, None where two models have other images there.
+
+    Raises:
+        ConfigError, DataError: as `shared_part`, but for that.
+    """
+    one, *others = _parts("val", table, members)
+    return None if any(len(np.setxor1d(one, other)) for other in others) else one
+
+
+def _parts(part: str, table: LesionTable, members: Sequence[ModelFacts]) -> list[np.ndarray]:
+    """Return for each model the rows of a part of its run's split."""
+    rows_of = []
+    for member in members:
+        run = run_of(member)
+        if run is None:
+            raise ConfigError(
+                f"split={part}: {member.path} lies in no run's folder, so its split is not known. "
+                "Give the run's folder as checkpoint, or split=all."
+            )
+        rows_of.append(FromFiles(directory=str(run))(table.frame, table.classes).part(part))
+    return rows_of
 
 
 def leakage(

@@ -64,25 +64,34 @@ class Members:
         self.config, self.facts, self.table = config, facts, table
         self.views, self.adjustment, self.device = views, adjustment, device
 
-    def answer(self, rows_N: np.ndarray, val_rows: np.ndarray | None, method: Ensemble) -> Answer:
+    def answer(
+        self,
+        rows_N: np.ndarray,
+        method: Ensemble,
+        *,
+        val_rows: np.ndarray | None = None,
+        weights_M: np.ndarray | None = None,
+    ) -> Answer:
         """Return what the models say of rows of the table.
 
         Args:
-            val_rows: of the validation split, for a method that needs it; else None.
             method: how several models become one.
+            val_rows: of the validation split, for a method that chooses weights on it; else None.
+            weights_M: found before; None: the method finds them.
         """
         split_at = len(rows_N)
         rows = rows_N if val_rows is None else np.concatenate([rows_N, val_rows])
         looked = [self._look(member, rows) for member in self.facts]
         probs_MVNK = np.stack([probs_VNK for probs_VNK, _ in looked])
         probs_MNK = over_views(probs_MVNK, self.views.aggregation)
-        candidates = Candidates(
-            [str(member.path) for member in self.facts],
-            [member.header.get("validation_metrics", {}) for member in self.facts],
-            None if val_rows is None else self.table.labels[val_rows],
-            None if val_rows is None else probs_MNK[:, split_at:],
-        )
-        weights_M = method.weights(candidates)
+        if weights_M is None:
+            candidates = Candidates(
+                [str(member.path) for member in self.facts],
+                [member.header.get("validation_metrics", {}) for member in self.facts],
+                None if val_rows is None else self.table.labels[val_rows],
+                None if val_rows is None else probs_MNK[:, split_at:],
+            )
+            weights_M = method.weights(candidates)
         return answer_together(
             probs_MNK[:, :split_at],
             probs_MVNK[:, :, :split_at],

@@ -35,7 +35,7 @@ def validation_fit(
     *,
     home: Path,
     prediction: Node,
-    on_validation: Callable[[], Validated],
+    on_validation: Callable[[], Validated | None],
 ) -> tuple[Node | None, str | None]:
     """Return what `fit_on_validation` and `fit_unlikeness` find; or None, and why there is none.
 
@@ -47,7 +47,8 @@ def validation_fit(
         home: folder that keeps what is fitted.
         prediction: how the models predict: views, ensemble and corrections, as plain values. What
             was fitted for another way is fitted anew.
-        on_validation: called when it is needed.
+        on_validation: called when it is needed; None where the models have no validation part in
+            common.
     """
     for member in facts:
         if run_of(member) is None:
@@ -63,7 +64,10 @@ def validation_fit(
     if fitted is None or "members" not in fitted:  # or by an older version
         if config["data"].get("source") is not None:
             return None, "not fitted yet: evaluate split=test of the model's own run first"
-        labels_V, lesion_ids_V, answer = on_validation()
+        validated = on_validation()
+        if validated is None:
+            return None, "the models' validation parts differ, so none is unseen by all of them"
+        labels_V, lesion_ids_V, answer = validated
         fitted = fit_on_validation(
             labels_V,
             answer.probs_NK,

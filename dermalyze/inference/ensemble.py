@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -36,11 +36,19 @@ class Candidates:
 
 
 class Ensemble(Protocol):
-    """Gives each of M models a weight, and says how they are merged."""
+    """Gives each of M models a weight, and says how they are merged.
+
+    `chosen_by` holds the options by which weights are chosen on validation: other ones make it
+    another way of predicting, even where the weights come out alike.
+    """
 
     name: ClassVar[str]
     aggregation: ClassVar[Aggregation]
-    needs_validation: ClassVar[bool]
+
+    @property
+    def chosen_by(self) -> Mapping[str, Any]:
+        """Return the options, empty where validation chooses nothing."""
+        ...
 
     def weights(self, candidates: Candidates) -> np.ndarray:
         """Return weights_M, >= 0, summing to 1."""
@@ -52,7 +60,7 @@ class Mean:
 
     name: ClassVar[str] = "mean"
     aggregation: ClassVar[Aggregation] = "mean"
-    needs_validation: ClassVar[bool] = False
+    chosen_by: ClassVar[Mapping[str, Any]] = {}
 
     def weights(self, candidates: Candidates) -> np.ndarray:
         """Return 1 / M for each."""
@@ -64,7 +72,7 @@ class GeometricMean:
 
     name: ClassVar[str] = "geometric_mean"
     aggregation: ClassVar[Aggregation] = "geometric_mean"
-    needs_validation: ClassVar[bool] = False
+    chosen_by: ClassVar[Mapping[str, Any]] = {}
 
     def weights(self, candidates: Candidates) -> np.ndarray:
         """Return 1 / M for each."""
@@ -79,15 +87,16 @@ class WeightedMean:
         weights: one a model in their order, in any unit; None: by the metric.
 
     Raises:
-        ConfigError: no such metric, or one of which less is better; weights that are negative, not
-            finite or all 0.
+        ConfigError: no such metric of validation, or one of which less is better; weights that are
+            negative, not finite or all 0.
     """
 
     name: ClassVar[str] = "weighted_mean"
     aggregation: ClassVar[Aggregation] = "mean"
-    needs_validation: ClassVar[bool] = False
+    chosen_by: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, metric: str, weights: Sequence[float] | None) -> None:
+        metric = _on_validation(metric)
         if direction(metric) == "min":
             raise ConfigError(
                 f"ensemble.metric={metric}: less of it is better, so it is no weight. Use a metric "
@@ -151,18 +160,19 @@ class Greedy:
         rounds: choices, >= 1.
 
     Raises:
-        ConfigError: no such metric, or no round.
+        ConfigError: no such metric of validation, or no round.
     """
 
     name: ClassVar[str] = "greedy"
     aggregation: ClassVar[Aggregation] = "mean"
-    needs_validation: ClassVar[bool] = True
 
     def __init__(self, *, metric: str, rounds: int) -> None:
+        metric = _on_validation(metric)
         self.sign = 1.0 if direction(metric) == "max" else -1.0
         if rounds < 1:
             raise ConfigError(f"ensemble.rounds={rounds}: at least 1 is needed.")
         self.metric, self.rounds = metric, rounds
+        self.chosen_by: Mapping[str, Any] = {"metric": metric, "rounds": rounds}
 
     def weights(self, candidates: Candidates) -> np.ndarray:
         """Return how often each model was chosen, as shares.
@@ -197,6 +207,21 @@ class Greedy:
                 "another one."
             )
         return self.sign * value
+
+
+def _on_validation(metric: str) -> str:
+    """Return the metric under validation's name, which it may be given without.
+
+    Raises:
+        ConfigError: it is that of another part, or there is none of its name.
+    """
+    direction(metric)
+    part, _, name = metric.rpartition("/")
+    if part not in ("", "val"):
+        raise ConfigError(
+            f"ensemble.metric={metric}: weights are found on validation alone. Use val/{name}."
+        )
+    return f"val/{name}"
 
 
 def _scaled(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -51,10 +51,14 @@ def export_formats(facts: Sequence[ModelFacts]) -> list[str]:
 
 
 def way_of(views: Views, method: Ensemble, weights_M: np.ndarray) -> Node:
-    """Return how models predict: views, and how several become one with which weights."""
+    """Return how models predict: views, and how several become one with which weights.
+
+    "chosen_by" is there only where validation chooses weights: by which options it does.
+    """
     several = len(weights_M) > 1
     return {
         "tta": {"name": views.name, "views": list(views.names), "aggregation": views.aggregation},
         "ensemble": method.name if several else None,
         "weights": weights_M.tolist(),
+        **({"chosen_by": dict(method.chosen_by)} if several and method.chosen_by else {}),
     }

@@ -24,7 +24,7 @@ from dermalyze.inference.ensemble import Candidates, Ensemble
 from dermalyze.inference.identity import run_of, trained_as, way_of
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
-from dermalyze.reporting.fitted import all_kept, as_json
+from dermalyze.reporting.fitted import all_kept, as_json, chosen_weights
 
 Node = dict[str, Any]
 
@@ -98,45 +98,29 @@ def find_way(
         (f"{member.path} lies in no run's folder" for member in members if run_of(member) is None),
         None,
     )
-    fits = []
-    if why_not is None:
-        models = as_json({"models": trained_as(members)})["models"]
-        fits = [fit for fit in all_kept(home) if fit["about"]["models"] == models]
-    if method.needs_validation and len(members) > 1:
-        weights_M = _weights_found(views, method, fits, len(members), precision)
+    if method.chosen_by and len(members) > 1:
+        asked = _asked(views, method, np.zeros(len(members)), precision)
+        weights_M = chosen_weights(home, trained_as(members), asked)
     else:
         names = [str(member.path) for member in members]
         metrics = [member.header.get("validation_metrics", {}) for member in members]
         weights_M = method.weights(Candidates(names, metrics))
-    asked = as_json(_asked(views, method, weights_M, precision))
-    for fit in fits:
-        if fit["about"]["prediction"] == asked:
+    if why_not is not None:
+        return Way(views, method, weights_M, None, why_not)
+    asked = _asked(views, method, weights_M, precision)
+    sought = as_json({"models": trained_as(members), "prediction": asked})
+    for fit in all_kept(home):
+        if {name: fit["about"][name] for name in sought} == sought:
             return Way(views, method, weights_M, fit, None)
     unfitted = (
         "not fitted for this way of predicting: python -m dermalyze.evaluate fits it, called with "
         "the same checkpoint, tta, ensemble and amp"
     )
-    return Way(views, method, weights_M, None, why_not or unfitted)
+    return Way(views, method, weights_M, None, unfitted)
 
 
 def _asked(views: Views, method: Ensemble, weights_M: np.ndarray, precision: str) -> Node:
     return {**way_of(views, method, weights_M), "logit_adjustment": None, "precision": precision}
-
-
-def _weights_found(
-    views: Views, method: Ensemble, fits: Sequence[Node], count: int, precision: str
-) -> np.ndarray:
-    """Return the weights that an evaluation chose on validation."""
-    asked = as_json(_asked(views, method, np.full(count, np.nan), precision))
-    for fit in fits:
-        prediction = fit["about"]["prediction"]
-        if {**prediction, "weights": None} == {**asked, "weights": None}:
-            return np.array(prediction["weights"])
-    raise ConfigError(
-        f"ensemble={method.name}: its weights are chosen on validation, and no evaluation has done "
-        "so yet for these models and views. Do it first: python -m dermalyze.evaluate with the "
-        f"same checkpoint, tta and ensemble={method.name}; or use another ensemble."
-    )
 
 
 def check_set_method(name: str) -> str:

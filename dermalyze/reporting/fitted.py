@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dermalyze.errors import DataError
+from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.abstention import abstention_threshold, area, risk_coverage
 from dermalyze.evaluation.calibration import (
     bound_note,
@@ -98,6 +98,32 @@ def keep(folder: Path, about: Node, fitted: Node) -> None:
         != (new["models"], new["prediction"])
     ]
     write_json(folder / CALIBRATION, {"fits": [*others, {"about": new, "fitted": fitted}]})
+
+
+def chosen_weights(folder: Path, models: list[Node], prediction: Node) -> np.ndarray:
+    """Return the weights that an evaluation chose on validation, weights_M, for the same question.
+
+    Args:
+        folder: what `keep` writes into.
+        models: of `identity.trained_as`.
+        prediction: as `keep` is told it; its weights are not looked at.
+
+    Raises:
+        ConfigError: no evaluation has chosen any.
+        DataError: the file cannot be read.
+    """
+    asked = as_json({"models": models, "prediction": {**prediction, "weights": None}})
+    for about in (fit["about"] for fit in all_kept(folder)):
+        unweighted = {**about["prediction"], "weights": None}
+        if (about["models"], unweighted) == (asked["models"], asked["prediction"]):
+            return np.array(about["prediction"]["weights"])
+    options = ", ".join(f"{name}={value}" for name, value in prediction["chosen_by"].items())
+    raise ConfigError(
+        f"ensemble={prediction['ensemble']} ({options}): its weights are chosen on validation, and "
+        "no evaluation has done so yet for these models predicting in this way. Do it first, on "
+        "their runs' own data: python -m dermalyze.evaluate split=test with the same checkpoint, "
+        "ensemble, tta and amp; or use another ensemble."
+    )
 
 
 def _training_of(about: Node) -> list[Node]:

@@ -100,6 +100,17 @@ def test_members_are_weighted_by_their_own_validation(trained, others, python, t
     assert chosen == values.argmax()
     np.testing.assert_allclose(result(tmp_path / "greedy")[0][COLUMNS], single[chosen], rtol=1e-9)
 
+    # Other data have no validation part: the weights are those that were chosen for this greedy.
+    other = ("data=synthetic", f"data.root={data_of(trained)}", "data.source.lesions=84")
+    other += ("data.source.image_size=32", "data.source.imbalance=0.0", "split=all")
+    other += ("allow_seen_lesions=true", "ensemble=greedy", "output=other")
+    python(*EVALUATE, ensemble, *other, "ensemble.rounds=1")
+    again = result(tmp_path / "other")[1]
+    assert np.flatnonzero([m["weight"] for m in again["members"]]).tolist() == [chosen]
+    assert again["calibration"]["temperature"] is not None
+    refused = python(*EVALUATE, ensemble, *other, "ensemble.rounds=2", expect=2)
+    assert "rounds=2): its weights are chosen on validation, and no evaluation" in refused.stdout
+
     wrong = python(*EVALUATE, ensemble, "ensemble.weights=[1,2]", expect=2)
     assert "2 weights for 3 models" in wrong.stdout
     for weights_said, why in (("[1,-1,1]", "-1 is no"), ("[0,0,0]", "their sum is 0")):

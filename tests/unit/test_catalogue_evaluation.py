@@ -27,16 +27,19 @@ from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.predictions import read_predictions
 from dermalyze.files import spreadsheet_cell, text_of_cell
 from dermalyze.inference.loading import ModelFacts, check_members
-from dermalyze.judged_images import judged_rows, leakage, shared_part
+from dermalyze.judged_images import judged_rows, leakage, shared_part, validation_rows
 from dermalyze.reporting.results import results
 from dermalyze.reporting.written import write_evaluation
 from dermalyze.run_folder import CONFIG
+from dermalyze.validation_fit import validation_fit
 
 TESTS = Path(__file__).parents[1]
 CATALOGUE = {
     53: (
         "a test image's lesion among a member's training lesions",
         "unit/test_catalogue_evaluation::test_53_lesions_that_a_member_has_seen_are_refused",
+        "unit/test_catalogue_evaluation"
+        "::test_53_images_under_other_lesions_and_capitals_are_seen_too",
         "commands/test_train_and_evaluate::test_lesions_that_were_seen_are_refused",
         "commands/test_evaluate_ensembles::test_members_that_do_not_belong_together_are_refused",
         "commands/test_own_folder::test_a_model_trained_apart_is_not_tested_on_joined_copies",
@@ -229,6 +232,45 @@ def test_53_lesions_that_a_member_has_seen_are_refused(
     said = leakage("all", judged, np.arange(8), members)
     assert str(said).startswith("4 of 8 images are of lesions that trained or selected the model")
     assert f"leakage: {said}" in caplog.text
+
+
+def test_53_images_under_other_lesions_and_capitals_are_seen_too(tmp_path: Path) -> None:
+    judged = table([f"i{row}" for row in range(8)], tmp_path)
+    asked = {"split": "all", "allow_seen_lesions": False}
+    for header, seen in (
+        ({"train_lesions": ["l1"]}, "1 lesions .*first: L1"),
+        ({"train_images": ["I0", "I1", "other"]}, "1 lesions .*first: L0"),
+        ({"val_images": ["i5"], "train_lesions": ["L0"]}, "2 lesions .*first: L0, L2"),
+    ):
+        one = member(tmp_path / "run" / "best", trained_on=[])
+        one.header.update(header)
+        with pytest.raises(DataError, match=seen):
+            judged_rows(asked, judged, [one])
+    # The other image of a lesion of which one was seen is of a seen lesion.
+    assert str(leakage("all", judged, np.arange(8), [one])).startswith("4 of 8 images")
+
+
+def test_61_validation_parts_that_differ_are_no_common_one(tmp_path: Path) -> None:
+    judged = table([f"i{row:02d}" for row in range(24)], tmp_path)
+    members = []
+    for name, start in (("one", 12), ("two", 12), ("three", 6)):
+        run = tmp_path / name
+        run.mkdir()
+        (run / CONFIG).write_text("")
+        part_of_row = np.digitize(np.arange(24), [start, 18])
+        save_split(Split.of(judged.frame, part_of_row, "by hand", None), judged.frame, run)
+        members.append(member(run / "best", trained_on=[]))
+    assert shared_part("test", judged, members).tolist() == list(range(18, 24))
+    found = validation_rows(judged, members[:2])
+    assert found is not None
+    assert found.tolist() == list(range(12, 18))
+    assert validation_rows(judged, members) is None
+    config = {"sets": {}, "abstention": {}, "unlike_training": {}, "data": {"root": None}}
+    for one in members:
+        one.header.update(epoch=1, validation_metrics={}, seed=1, split_fingerprint="f")
+    assert validation_fit(
+        config, members, home=tmp_path, prediction={}, on_validation=lambda: None
+    ) == (None, "the models' validation parts differ, so none is unseen by all of them")
 
 
 def test_56_57_members_are_named_and_a_double_is_warned_of(

@@ -112,3 +112,19 @@ def test_greedy_needs_a_round_and_a_metric() -> None:
         Greedy(metric=BALANCED, rounds=0)
     with pytest.raises(ConfigError, match="there is no such metric"):
         Greedy(metric="val/f1", rounds=1)
+
+
+def test_weights_are_found_on_validation_alone() -> None:
+    for make in (
+        lambda of: Greedy(metric=of, rounds=1),
+        lambda of: WeightedMean(metric=of, weights=None),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            make("train/accuracy")
+        assert str(refused.value) == (
+            "ensemble.metric=train/accuracy: weights are found on validation alone. Use "
+            "val/accuracy."
+        )
+    by_short_name = Greedy(metric="balanced_accuracy", rounds=1)
+    assert by_short_name.chosen_by == {"metric": BALANCED, "rounds": 1}
+    assert Mean().chosen_by == WeightedMean(metric=BALANCED, weights=None).chosen_by == {}

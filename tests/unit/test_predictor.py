@@ -22,13 +22,14 @@ from dermalyze.data.batches import ImageStore
 from dermalyze.data.decode import decode
 from dermalyze.errors import CheckpointError, ConfigError, DataError
 from dermalyze.inference.aggregate import aggregated
+from dermalyze.inference.ensemble import Greedy
 from dermalyze.inference.forward import predict_views
 from dermalyze.inference.identity import trained_as, way_of
 from dermalyze.inference.loading import load_model, read_facts
 from dermalyze.inference.uncertainty import uncertainty
 from dermalyze.prediction import panel
 from dermalyze.prediction.results import Failure, Prediction
-from dermalyze.prediction.ways import method_of, views_of
+from dermalyze.prediction.ways import find_way, method_of, views_of
 from dermalyze.reporting.fitted import keep, sets_of
 from dermalyze.taxonomy import DISCLAIMER
 
@@ -270,7 +271,9 @@ SETS = {"level": 0.8, "penalty": 0.01, "free_ranks": 1}
 
 def fit(run, members, views, method, weights, *, precision="fp32", fitted=None):
     facts = [read_facts(member / BEST) for member in members]
-    way = way_of(views_of(views, None), method_of(method, None), np.array(weights))
+    if method is None or isinstance(method, str):
+        method = method_of(method, None)
+    way = way_of(views_of(views, None), method, np.array(weights))
     prediction = {**way, "logit_adjustment": None, "precision": precision}
     about = {"models": trained_as(facts), "prediction": prediction, "sets": SETS}
     keep(run, about | {"abstention": {"error": 0.1}}, fitted or FITTED)
@@ -351,11 +354,21 @@ def test_a_selection_on_validation_is_found_where_an_evaluation_left_it(tmp_path
     sweep = tmp_path / "sweep"
     members = [make_run(sweep / "0", seed=1), make_run(sweep / "1", seed=2)]
     ensemble = load_ensemble_predictor(sweep)
-    with pytest.raises(ConfigError, match="ensemble=greedy: its weights are chosen on validation"):
+    with pytest.raises(ConfigError, match=r"ensemble=greedy \(metric=.*\): its weights are chosen"):
         ensemble.predict(paths[0], aggregation="greedy")
     fit(sweep, members, "off", "greedy", [0.2, 0.8])
+    by_loss = Greedy(metric="val/loss", rounds=3)
+    fit(sweep, members, "off", by_loss, [0.5, 0.5], fitted=FITTED | {"temperature": 3.0})
     result = ensemble.predict(paths[0], aggregation="greedy")
     assert result.model.weights == (0.2, 0.8)
+    assert result.calibration_note.startswith("temperature 2.0000")
+    facts = [read_facts(member / BEST) for member in members]
+    off, asked = views_of("off", None), {"home": sweep, "precision": "fp32"}
+    found = find_way(off, by_loss, facts, **asked)
+    assert found.weights_M.tolist() == [0.5, 0.5]
+    assert found.fit["fitted"]["temperature"] == 3.0
+    with pytest.raises(ConfigError, match=r"greedy \(metric=val/loss, rounds=4\): its weights are"):
+        find_way(off, Greedy(metric="val/loss", rounds=4), facts, **asked)
     assert result.prediction_set is not None
     with pytest.raises(ConfigError, match="greedy"):
         ensemble.predict_with_tta(paths[0], "light", ensemble_aggregation="greedy")
