@@ -86,12 +86,15 @@ def _sets(sets: Node) -> list[Element]:
 
 
 def _abstention(abstention: Node) -> Element:
-    if abstention["reason"] is not None:
+    if abstention["abstain_below"] is None:
         return element("p", f"Silent about nothing: {abstention['reason']}.")
+    confidence = f"a confidence of {abstention['abstain_below']:.3f}, chosen on validation"
+    if abstention["coverage"] == 0:
+        return element("p", f"Silent about every image: none reaches {confidence}.")
     estimates = abstention["intervals"]
     return element(
         "p",
-        f"Silent below a confidence of {abstention['abstain_below']:.3f}, chosen on validation, "
+        f"Silent below {confidence}, "
         f"the model answers {share_told(estimates['coverage'])} of the images and errs in "
         f"{share_told(estimates['error'])} of those.",
     )

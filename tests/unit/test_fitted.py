@@ -25,6 +25,7 @@ from dermalyze.reporting.fitted import (
 )
 from dermalyze.reporting.measures import Bootstrap
 from dermalyze.reporting.resampled import Resampled
+from dermalyze.reporting.trust_section import trust_section
 from dermalyze.validation_fit import validation_fit
 
 SETS = {"level": 0.8, "penalty": 0.01, "free_ranks": 1}
@@ -164,6 +165,28 @@ def test_a_temperature_at_its_bound_is_said_to_be_one(turn, bound, how, tmp_path
     answers = fitted_answers(way, probs_NK, CLASSES, "lac")
     start = f"temperature {bound:.4f}, fitted on 300 images of validation ({said}); "
     assert answers[0].calibration_note.startswith(start)
+
+
+def test_the_page_says_where_there_is_silence() -> None:
+    labels_N, probs_NK = sampled(1)
+    rest = {
+        "calibration": {"temperature": 1.0, "before": {}, "temperature_note": None, "members": []},
+        "members": [],
+        "sets": {"level": 0.8},
+        "unlike_training": {"flagged": None},
+    }
+    for limit, said in (
+        (None, "Silent about nothing: no confidence reached on validation the error that"),
+        (
+            2.0,
+            "Silent about every image: none reaches a confidence of 2.000, chosen on validation.",
+        ),
+        (0.0, "Silent below a confidence of 0.000, chosen on validation, the model answers"),
+    ):
+        found = fitted() | {"abstain_below": limit}
+        report = abstention_report(labels_N, probs_NK, found, resampled=resampled(), why_not=None)
+        words = [one.text for one in trust_section({**rest, "abstention": report})]
+        assert str(words[-1]).startswith(said)
 
 
 def test_reports_on_other_images() -> None:
