@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def spreadsheet_cell(text: str) -> str:
     (OWASP, "CSV Injection"), and so does one that looks as if it had got one.
     """
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def writable(name: str) -> str:
+    """Return a file's name as text that can be written; bytes that are no UTF-8 come as \\xNN."""
+    return re.sub("[\ud800-\udfff]", lambda byte: f"\\x{ord(byte[0]) & 0xFF:02x}", name)
 
 
 def text_of_cell(cell: str) -> str:

@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dermalyze.errors import ConfigError, DataError
+from dermalyze.files import writable
 
 # Part of every checkpoint and of every cache key: raise it when the same file would give other
 # pixels.
@@ -161,11 +162,12 @@ def _damage_told(place: str) -> Iterator[None]:
 def _opened(source: str | Path | BinaryIO, called: str | None) -> tuple[str, Any]:
     if not isinstance(source, str | os.PathLike):
         return called or str(getattr(source, "name", "<stream>")), nullcontext(source)
+    place = writable(str(source))
     try:
-        return str(source), Path(source).open("rb")
+        return place, Path(source).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{source}: cannot be opened: {reason}. Check the path.") from error
+        raise DataError(f"{place}: cannot be opened: {reason}. Check the path.") from error
 
 
 def _image(file: BinaryIO, place: str) -> ImageFile.ImageFile:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dermalyze.data.metadata_features import COLUMNS
 from dermalyze.errors import DataError, nearest
+from dermalyze.files import writable
 from dermalyze.prediction.pictures import Given
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of what `decode` reads
@@ -39,18 +40,13 @@ def listed_images(images: str) -> Iterator[Given]:
     elif place.suffix.lower() in TABLES:
         found, none = _in_table(place), "a header and no rows"
     else:
-        found, none = iter([Given(_written(images), str(place), None)]), ""
+        found, none = iter([Given(writable(images), str(place), None)]), ""
     empty = True
     for given in found:
         empty = False
         yield given
     if empty:
         raise DataError(f"images={images}: {none}. Give a folder or table that holds images.")
-
-
-def _written(name: str) -> str:
-    """Return a file's name as text that can be written; bytes that are no UTF-8 come as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _in_folder(folder: Path) -> Iterator[Given]:
@@ -63,7 +59,7 @@ def _in_folder(folder: Path) -> Iterator[Given]:
             if name.startswith(".") or not name.lower().endswith(ENDINGS):
                 continue
             path = Path(here, name)
-            yield Given(_written(path.relative_to(folder).as_posix()), str(path), None)
+            yield Given(writable(path.relative_to(folder).as_posix()), str(path), None)
 
 
 def _in_table(table: Path) -> Iterator[Given]:

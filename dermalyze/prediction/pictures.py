@@ -22,6 +22,7 @@ from dermalyze.data.decode import PreprocessSpec, decode, squash
 from dermalyze.data.metadata_features import COLUMNS
 from dermalyze.data.tidying import MISSING, OLDEST, UNKNOWN
 from dermalyze.errors import DataError, nearest
+from dermalyze.files import writable
 
 Picture = str | Path | BinaryIO | Image.Image | NDArray[np.uint8] | torch.Tensor
 Metadata = Mapping[str, Any]
@@ -39,11 +40,14 @@ class Given:
 
 
 def name_of(picture: Picture, position: int) -> str:
-    """Return what an image is called in results: its path, or its position, counted from 0."""
+    """Return what an image is called in results: its path, or its position, counted from 0.
+
+    Bytes of a path that are no UTF-8 come as \\xNN.
+    """
     if isinstance(picture, str | os.PathLike):
-        return str(picture)
+        return writable(str(picture))
     named = getattr(picture, "filename", None) or getattr(picture, "name", None)
-    return named if isinstance(named, str) else f"image {position}"
+    return writable(named) if isinstance(named, str) else f"image {position}"
 
 
 def pixels_of(picture: Picture, spec: PreprocessSpec, name: str) -> NDArray[np.uint8]:

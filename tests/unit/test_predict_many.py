@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import tracemalloc
 
 import pandas as pd
@@ -267,3 +269,18 @@ def test_memory_does_not_grow_with_the_number_of_files(run, tmp_path):
     # What is left to grow are the names of one folder while they are put in order: 3,600 of them.
     assert many_more - few < 3600 * 400
     assert many_more < 1.5 * few
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_failure_is_written_whose_name_is_no_text(run, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/bad\xff.jpg", "wb") as file:  # noqa: PTH123 - of bytes
+        file.write(b"hello")
+    read = {".csv": pd.read_csv, ".json": pd.read_json, ".parquet": pd.read_parquet}
+    for ending, reader in read.items():
+        output = tmp_path / f"p{ending}"
+        assert predict_many(config(run, folder, output)).failures == 1
+        row = reader(output).iloc[0]
+        assert row["image"] == "bad\\xff.jpg"
+        assert row["error"].startswith(f"{folder}/bad\\xff.jpg: neither JPEG, PNG, BMP nor WebP")
