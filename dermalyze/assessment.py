@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ from dermalyze.tracking.run_download import local_checkpoints
 from dermalyze.validation_fit import Validated, validation_fit
 
 Node = dict[str, Any]
+
+_NOT_IN_NAMES = r"[^\w.\- ]"  # of metrics in MLflow
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def assess(config: Node) -> Assessment:
     answer = members.answer(rows, method, val_rows=val_rows, weights_M=weights_M)
     way = way_of(views, method, answer.weights_M)
     part = _part(config["split"], facts, views, method, adjustment)
-    folder = Path(config["output"] or home / "evaluation" / part)
+    own_folder = home / "evaluation" / part
+    folder = Path(config["output"] or own_folder)
     about = {
         "split": config["split"],
         "tta": way["tta"],
@@ -151,7 +155,10 @@ def assess(config: Node) -> Assessment:
         about=about,
     )
     run = run_of(facts[0]) if len(facts) == 1 else None
-    return Assessment(metrics, folder, len(rows), _track(config, run, folder, part, metrics))
+    # Under the name of its part alone stands what lies in the run's folder, and nothing else.
+    elsewhere = folder.resolve() != own_folder.resolve()
+    name = f"{part}/{re.sub(_NOT_IN_NAMES, '_', folder.resolve().name)}" if elsewhere else part
+    return Assessment(metrics, folder, len(rows), _track(config, run, folder, name, metrics))
 
 
 def _part(
@@ -175,12 +182,10 @@ def _described(facts: Sequence[ModelFacts], answer: Answer) -> list[Node]:
         {
             "checkpoint": str(member.path),
             "weight": float(weight),
-            "epoch": member.header["epoch"],
-            "seed": member.header["seed"],
-            "split_fingerprint": member.header["split_fingerprint"],
+            **trained,
             "preprocess": member.preprocess.as_dict(),
         }
-        for member, weight in zip(facts, answer.weights_M, strict=True)
+        for member, trained, weight in zip(facts, trained_as(facts), answer.weights_M, strict=True)
     ]
 
 
@@ -220,14 +225,14 @@ def _class_shares(config: Node, member: ModelFacts) -> Node:
 
 
 def _track(
-    config: Node, run: Path | None, folder: Path, part: str, metrics: dict[str, float | None]
+    config: Node, run: Path | None, folder: Path, name: str, metrics: dict[str, float | None]
 ) -> str | None:
-    """Add the results to the model's own MLflow run; return where to look."""
+    """Add the results to the model's own MLflow run under a name; return where to look."""
     tracker = tracker_of(run) if run is not None and config["track"] else None
     if tracker is None or run is None:
         return None
     tracker.reopen(run)
-    tracker.log_summary({f"{part}/{name}": value for name, value in metrics.items()})
+    tracker.log_summary({f"{name}/{metric}": value for metric, value in metrics.items()})
     for path in sorted(folder.iterdir()):
-        tracker.log_artifact(path, folder=f"evaluation/{part}")
+        tracker.log_artifact(path, folder=f"evaluation/{name}")
     return tracker.how_to_look()

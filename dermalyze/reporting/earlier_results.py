@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from dermalyze.evaluation.predictions import METRICS_FILE
 Node = Mapping[str, Any]
 
 _ASKED = ("data", "table_fingerprint", "split", "tta", "ensemble")
-_MODEL = ("checkpoint", "epoch", "seed", "split_fingerprint")
+_TRAINED = ("epoch", "seed", "split_fingerprint", "validation_metrics")
 
 
 def refuse_other_results(folder: Path, about: Node) -> None:
-    """Refuse a folder that holds results of other data, views or weights than these.
+    """Refuse a folder that holds results of other data, models, views or weights than these.
 
-    Results of the same question are written over: a model that was trained on, intervals of another
-    level. Names of folders do not tell every question apart, such as two data sets with split=all.
+    Results of the same question are written over: a model that was trained anew in its place, or
+    that lies in another one now; intervals of another level. Names of folders do not tell every
+    question apart, such as two data sets with split=all.
 
     Args:
         folder: to be written into.
@@ -35,13 +36,10 @@ def refuse_other_results(folder: Path, about: Node) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         differing = [
-            f"{name} {_said(earlier[name])}, now {_said(about[name])}"
-            for name in _ASKED
-            if earlier[name] != about[name]
+            f"{name} {_said(before)}, now {_said(now)}"
+            for name, before, now in _asked(earlier, about)
+            if before != now
         ]
-        before, now = ([one["weight"] for one in node["members"]] for node in (earlier, about))
-        if _models(earlier) == _models(about) and before != now:
-            differing.append(f"weights {_said(before)}, now {_said(now)}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: not the metrics of an evaluation by this version ({type(error).__name__}: "
@@ -55,8 +53,30 @@ def refuse_other_results(folder: Path, about: Node) -> None:
         )
 
 
-def _models(report: Node) -> list[list[Any]]:
-    return [[member[name] for name in _MODEL] for member in report["members"]]
+def _asked(earlier: Node, about: Node) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what two questions are told apart by: a name, and its value in each of them."""
+    for name in _ASKED:
+        yield name, earlier[name], about[name]
+    yield "logit_adjustment", _tau(earlier), _tau(about)
+    before, now = _of_members(earlier, "checkpoint"), _of_members(about, "checkpoint")
+    same_models = all(
+        name not in earlier["members"][0]  # by a version that did not say it
+        or _of_members(earlier, name) == _of_members(about, name)
+        for name in _TRAINED
+    )
+    if not same_models:
+        yield "checkpoint", before, now
+    else:
+        yield "weights", _of_members(earlier, "weight"), _of_members(about, "weight")
+
+
+def _tau(report: Node) -> float | None:
+    adjustment = report["logit_adjustment"]
+    return None if adjustment is None else adjustment["tau"]
+
+
+def _of_members(report: Node, name: str) -> list[Any]:
+    return [member[name] for member in report["members"]]
 
 
 def _said(value: Any) -> str:

@@ -152,14 +152,24 @@ def test_lesions_that_were_seen_are_refused(trained, python, phantoms):
     drawn = (*data, "data.source.image_size=32", "data.source.imbalance=0.0", "split=all")
     refused = python("-m", "dermalyze.evaluate", f"checkpoint={trained}", *drawn, expect=2)
     assert "were used to train or select this model" in refused.stdout
+    identity = json.loads((trained / "tracking.json").read_text())
+    client = MlflowClient(tracking_uri=identity["uri"])
+    before = client.get_run(identity["run_id"]).data.metrics
     python(
         "-m",
         "dermalyze.evaluate",
         f"checkpoint={trained}",
         *drawn,
         "allow_seen_lesions=true",
-        "track=false",
+        "output=leaks: 84",
     )
+    # What lies elsewhere than in the run's folder takes no name of what lies there.
+    after = client.get_run(identity["run_id"]).data.metrics
+    assert {name: after[name] for name in before} == before
+    added = {name.rpartition("/")[0] for name in after.keys() - before.keys()}
+    assert added == {"all/leaks_ 84"}
+    (folder,) = client.list_artifacts(identity["run_id"], "evaluation/all")
+    assert folder.path == "evaluation/all/leaks_ 84"
 
 
 @pytest.mark.thorough
