@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dermalyze.errors import CheckpointError
+from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.exporting.quiet import quiet
 from dermalyze.inference.loading import TrainedModel
 from dermalyze.inference.onnx_file import IMAGES, LOGITS, METADATA, needed
@@ -31,6 +31,7 @@ def onnx_graph(trained: TrainedModel, *, opset: int) -> Any:
 
     Raises:
         CheckpointError: the model is an export itself.
+        ConfigError: no graph of that version can be made.
     """
     needed("onnxscript")
     inputs = _examples(trained)
@@ -49,6 +50,13 @@ def onnx_graph(trained: TrainedModel, *, opset: int) -> Any:
     if program is None:
         raise TypeError("torch.onnx.export returned no program")
     graph = program.model_proto
+    made = next(one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
+    if made != opset:  # torch logs that it could not convert its graph, and leaves it as it is
+        newest = needed("onnx").defs.onnx_opset_version()
+        raise ConfigError(
+            f"opset={opset}: cannot be made of this model; it became {made}, and the newest that "
+            f"the installed onnx knows is {newest}. Use opset={made}."
+        )
     graph.doc_string = (
         f"{IMAGES}: uint8 RGB in [0, 255], resized to {trained.preprocess.image_size} pixels a "
         f"side. {LOGITS}: of {', '.join(trained.classes)}; their softmax are probabilities. "

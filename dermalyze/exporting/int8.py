@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dermalyze.errors import CheckpointError
+from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.exporting.quiet import quiet
 from dermalyze.inference.onnx_file import needed
 
@@ -76,6 +76,7 @@ def quantised(
         why_not: what is wrong with a graph, None where it is good enough.
 
     Raises:
+        ConfigError: operators that there are not, or none that the graph has.
         CheckpointError: too many layers would have to stay in float32; says why.
     """
     exact_NK = probabilities(graph)
@@ -132,7 +133,23 @@ class _Quantiser:
                 folder / "graph.onnx", self.source
             )
         nodes = self.onnx.load_model(self.source).graph.node
+        self._refuse_unknown({node.op_type for node in nodes})
         self.layers = [node.name for node in nodes if node.op_type in options.operators]
+
+    def _refuse_unknown(self, present: set[str]) -> None:
+        """Refuse operators under which nothing, or less than was meant, would become int8."""
+        known = present | {schema.name for schema in self.onnx.defs.get_all_schemas()}
+        unknown = [name for name in self.options.operators if name not in known]
+        of_graph = f"This graph has: {', '.join(sorted(present))}."
+        if unknown:
+            raise ConfigError(
+                f"int8.operators: ONNX has no {', '.join(unknown)}; capitals matter. {of_graph}"
+            )
+        if not present & set(self.options.operators):
+            raise ConfigError(
+                f"int8.operators=[{','.join(self.options.operators)}]: the graph has none of them, "
+                f"so nothing would be in int8. {of_graph}"
+            )
 
     def __call__(self, in_float32: Sequence[str]) -> Any:
         target, options = self.folder / "quantised.onnx", self.options

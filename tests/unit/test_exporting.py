@@ -24,7 +24,9 @@ from dermalyze.exporting.agreement import (
     why_not_alike,
     why_not_equal,
 )
+from dermalyze.exporting.graph import onnx_graph
 from dermalyze.exporting.int8 import Int8, divergence, quantised
+from dermalyze.inference.loading import load_model
 from dermalyze.inference.onnx_file import OnnxNetwork
 
 LIMITS = Limits(probability=1e-4, agreement=0.75, balanced_accuracy=0.25)
@@ -166,6 +168,35 @@ def test_where_too_much_would_stay_in_float32_int8_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"int8: too far, with 0 of 6 layers left.*=0 lets"):
         quantise(chain(hurt=2), asked, most_in_float32=0.0)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("operators", "said"),
+    [
+        (["matmul", "MatMul"], "int8.operators: ONNX has no matmul; capitals matter."),
+        (["Conv", "Gemm"], "int8.operators=[Conv,Gemm]: the graph has none of them, so nothing"),
+    ],
+)
+def test_operators_that_quantise_nothing_are_refused(operators: list[str], said: str) -> None:
+    asked: list[float] = []
+    with pytest.raises(ConfigError) as refused:
+        quantise(chain(hurt=None), asked, operators=operators, method="entropy")
+    assert str(refused.value).startswith(said)
+    assert str(refused.value).endswith("This graph has: Cast, MatMul.")
+    assert asked == []
+    assert quantise(chain(hurt=None), asked, operators=["Conv", "MatMul"]).layers == LAYERS
+
+
+def test_another_opset_than_was_asked_for_is_refused(tmp_path: Path) -> None:
+    trained = load_model(make_run(tmp_path / "run", disclaimer="") / BEST, torch.device("cpu"))
+    (opset,) = (one.version for one in onnx_graph(trained, opset=18).opset_import if not one.domain)
+    assert opset == 18
+    with pytest.raises(ConfigError) as refused:
+        onnx_graph(trained, opset=60)
+    assert str(refused.value) == (
+        "opset=60: cannot be made of this model; it became 18, and the newest that the installed "
+        f"onnx knows is {onnx.defs.onnx_opset_version()}. Use opset=18."
+    )
 
 
 # What is written over, and what never is.
