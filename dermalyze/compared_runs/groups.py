@@ -143,7 +143,12 @@ def _without_repeats(runs: Sequence[_Run]) -> list[_Run]:
 def _labels(runs: Sequence[Sequence[_Run]], group_seeds: bool, baseline: int | None) -> list[str]:
     if not group_seeds or len(runs) == 1:
         return [str(some[0].folder if len(some) == 1 else some[0].folder.parent) for some in runs]
-    return labels([some[0].settings for some in runs], baseline=baseline)
+    named = labels([some[0].settings for some in runs], baseline=baseline)
+    times = Counter(named)  # values that hold ", " or "=" may read alike
+    return [
+        label if times[label] == 1 else f"{label} ({some[0].folder})"
+        for label, some in zip(named, runs, strict=True)
+    ]
 
 
 def _only(baseline: str, own: set[int], names: Sequence[str]) -> int:

@@ -48,6 +48,7 @@ def labels(flats: Sequence[Flat], *, baseline: int | None) -> list[str]:
 
     It differs from the config at `baseline`, whose label is "baseline"; or, without one, from what
     more than half of the configs have in common: where no value is so common, each names its own.
+    What a config lacks is named where it would be called nothing or as another otherwise.
 
     Args:
         flats: of `decisive`, all different.
@@ -58,22 +59,28 @@ def labels(flats: Sequence[Flat], *, baseline: int | None) -> list[str]:
     reference = {}
     for key in sorted({key for word in words for key in word}):
         found = [value.get(key, _NOT_THERE) for value in values]
-        common, times = Counter(found).most_common(1)[0]
+        common, count = Counter(found).most_common(1)[0]
         if baseline is not None:
             reference[key] = found[baseline]
-        elif times > len(flats) / 2:
+        elif count > len(flats) / 2:
             reference[key] = common
         else:
             reference[key] = ""
-    told = []
+    told = [_differing(value, reference) for value in values]
+    times = Counter(told)
     for at, value in enumerate(values):
-        own = [
-            f"{key}={value[key]}"
-            for key, other in reference.items()
-            if key in value and value[key] != other
-        ]
-        told.append("baseline" if at == baseline else ", ".join(own) or COMMON)
-    return told
+        if times[told[at]] > 1 or not told[at]:
+            told[at] = _differing(dict.fromkeys(reference, _NOT_THERE) | value, reference)
+    return ["baseline" if at == baseline else own or COMMON for at, own in enumerate(told)]
+
+
+def _differing(value: Flat, reference: Flat) -> str:
+    differing = (
+        f"{key}={value[key]}"
+        for key, other in reference.items()
+        if key in value and value[key] != other
+    )
+    return ", ".join(differing)
 
 
 @cache

@@ -195,6 +195,20 @@ def test_runs_of_other_test_splits_are_refused_by_name_with_the_first_ids(
     assert f"90 images in {other} only: X0, X1, X10, X11, X12 and 85 more" in message
 
 
+def test_groups_that_read_alike_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [
+        a_run(tmp_path / name, FRAME, probs(0, 7), optimizer={"name": "x"}, mix=mix)
+        for name, mix in (
+            ("one", {"a": "1, mix.b=2", "b": "3"}),
+            ("two", {"a": "1", "b": "2, mix.b=3"}),
+        )
+    ]
+    groups, _ = grouped(runs, group_seeds=True, baseline=None)
+    assert [group.label for group in groups] == [
+        f"mix.a=1, mix.b=2, mix.b=3 ({run})" for run in runs
+    ]
+
+
 # Words
 
 
@@ -226,6 +240,18 @@ def test_labels_name_what_most_have_not() -> None:
     ]
     common = "common settings"
     assert labels(settings, baseline=None) == [common, "lr=2", "lr=3", "epochs=9", "new=4"]
+    # What one lacks is named only where it would have no name of its own.
+    lacking = [
+        {"a": "1", "b": "2"},
+        {"a": "1"},
+        {"b": "2"},
+        {"a": "1", "b": "2", "c": "3"},
+        {"a": "7"},
+    ]
+    assert labels(lacking, baseline=0) == [
+        "baseline", "b=(absent)", "a=(absent)", "c=3", "a=7",
+    ]  # fmt: skip
+    assert labels(lacking[:3], baseline=None) == [common, "b=(absent)", "a=(absent)"]
     # Without a value that more than half have, each names its own.
     assert labels(settings[:2], baseline=None) == ["lr=1", "lr=2"]
     assert labels(settings[1:], baseline=2) == [
