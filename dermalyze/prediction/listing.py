@@ -25,13 +25,13 @@ def listed_images(images: str) -> Iterator[Given]:
       are called by their path from the folder on.
     - A table, ending in .csv or .tsv: a row an image, its file in the column `path`, relative to
       the table's folder. What is known of it besides stands in age, sex and localization, where
-      there are such columns. It is called as the table calls it.
+      there are such columns, in any capitals. It is called as the table calls it.
 
     Raises:
         DataError: there is no such file or folder, one that cannot be read, a table with faults,
             or no image at all.
     """
-    place = Path(images).expanduser()
+    place = _at_home(images)
     if place.is_dir():
         found = _in_folder(place)
         none = f"no file that ends in {', '.join(ENDINGS)}, in any folder below it"
@@ -47,6 +47,14 @@ def listed_images(images: str) -> Iterator[Given]:
         yield given
     if empty:
         raise DataError(f"images={images}: {none}. Give a folder or table that holds images.")
+
+
+def _at_home(name: str) -> Path:
+    """Return a path whose ~USER is that user's home; without such a user it is part of the name."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _in_folder(folder: Path) -> Iterator[Given]:
@@ -71,7 +79,7 @@ def _in_table(table: Path) -> Iterator[Given]:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(rows, [])]
             _check_header(table, header)
-            known = [column for column in COLUMNS if column in header]
+            known = {name.lower(): name for name in header if name.lower() in COLUMNS}
             for fields in rows:
                 place = f"{table}:{rows.line_num}"
                 if not fields:
@@ -84,8 +92,8 @@ def _in_table(table: Path) -> Iterator[Given]:
                 values = dict(zip(header, fields, strict=True))
                 if not values[PATH].strip():
                     raise DataError(f"{place}: names no file in the column {PATH!r}.")
-                path = table.parent / Path(values[PATH]).expanduser()
-                metadata = {column: values[column] for column in known}
+                path = table.parent / _at_home(values[PATH])
+                metadata = {column: values[name] for column, name in known.items()}
                 yield Given(values[PATH], str(path), metadata or None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a table in UTF-8: {error}.") from error
@@ -97,6 +105,7 @@ def _check_header(table: Path, header: list[str]) -> None:
             f"{table}: no column {PATH!r} that names the files.{nearest(PATH, header)} A folder of "
             "images needs no table: images=FOLDER."
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    named = [name.lower() if name.lower() in COLUMNS else name for name in header]
+    twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise DataError(f"{table}: columns that stand there twice: {', '.join(twice)}.")

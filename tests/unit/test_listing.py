@@ -59,6 +59,17 @@ def test_a_table_names_files_and_what_is_known_of_them(tmp_path, content, name):
     ]
 
 
+def test_columns_are_known_in_any_capitals_and_a_tilde_may_be_of_a_name(tmp_path):
+    rows = "path,AGE,Sex,dx\n~nobody-here/a.jpg,50,male,nv\n~$draft.jpg,,female,nv\n"
+    (tmp_path / "t.csv").write_text(rows)
+    assert listed(tmp_path / "t.csv") == [
+        (name, str(tmp_path / name), {"age": age, "sex": sex})
+        for name, age, sex in (("~nobody-here/a.jpg", "50", "male"), ("~$draft.jpg", "", "female"))
+    ]
+    with pytest.raises(DataError, match=r"images=~nobody-here: there is no such file or folder"):
+        listed("~nobody-here")
+
+
 def test_a_table_may_tell_nothing_besides_and_name_any_place(tmp_path):
     (tmp_path / "t.csv").write_text("dx,path\nnv,/far/a.jpg\n")
     assert listed(tmp_path / "t.csv") == [("/far/a.jpg", "/far/a.jpg", None)]
@@ -72,6 +83,7 @@ def test_a_table_may_tell_nothing_besides_and_name_any_place(tmp_path):
         (b"paths\na.jpg\n", "no column 'path' that names the files. Did you mean 'paths'?"),
         (b"path,age\n", "a header and no rows"),
         (b"path,path\na,b\n", "columns that stand there twice: path"),
+        (b"path,age,sex,Age\na,1,,2\n", "columns that stand there twice: age"),
         (b"path,age\na.jpg,1\nb.jpg\n", "t.csv:3: 1 fields where the header has 2"),
         (b"path,age\n ,1\n", "t.csv:2: names no file"),
         (b"path\n\xff.jpg\n", "cannot be read as a table in UTF-8"),
