@@ -6,7 +6,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +35,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def in_the_way(folder: Path) -> Path | None:
+    """Return the file that stands where a folder, or one above it, is to be, None without one."""
+    return next(
+        (one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None
+    )
+
+
 def write_json(path: Path, value: object) -> None:
     """Write plain containers as JSON; a NaN is refused, since JSON has none."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -47,6 +54,12 @@ def spreadsheet_cell(text: str) -> str:
     (OWASP, "CSV Injection"), and so does one that looks as if it had got one.
     """
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def joined_codes(codes: Iterable[str], classes: Iterable[str]) -> str:
+    """Return codes of some classes in one cell: a space between, or "; " where a class has one."""
+    spaced = any(len(code.split()) > 1 for code in classes)
+    return ("; " if spaced else " ").join(codes)
 
 
 def writable(name: str) -> str:

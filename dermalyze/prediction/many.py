@@ -17,6 +17,7 @@ from tqdm import tqdm
 import dermalyze
 from dermalyze.engine.interruption import Interruption
 from dermalyze.errors import ConfigError
+from dermalyze.files import joined_codes
 from dermalyze.inference.identity import way_of
 from dermalyze.prediction.listing import listed_images
 from dermalyze.prediction.panel import Panel, Result, panel_and_way
@@ -170,7 +171,8 @@ def _line(result: Result) -> str:
         line += f" ({name})"
     line += "; " + ", ".join(f"{code} {probability:.4f}" for code, probability in others)
     if result.prediction_set is not None:
-        line += f"; one of {' '.join(result.prediction_set)} ({result.prediction_set_note})"
+        codes = joined_codes(result.prediction_set, result.probabilities)
+        line += f"; one of {codes} ({result.prediction_set_note})"
     if result.abstain:
         line += f"; not sure enough to answer ({result.calibration_note})"
     return line

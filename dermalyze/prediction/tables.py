@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dermalyze.errors import ConfigError
-from dermalyze.files import spreadsheet_cell, whole_file
+from dermalyze.files import joined_codes, spreadsheet_cell, whole_file
 from dermalyze.prediction.results import ImageUncertainty
 from dermalyze.taxonomy import DISCLAIMER
 
@@ -75,7 +75,7 @@ def _write_csv(file: BinaryIO, parts: Records, classes: Sequence[str]) -> None:
     for part in parts:
         for record in part:
             row = _row(record, classes)
-            row[_SET] = " ".join(row[_SET] or ())
+            row[_SET] = joined_codes(row[_SET] or (), classes)
             rows.writerow(
                 {k: spreadsheet_cell(v) if isinstance(v, str) else v for k, v in row.items()}
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dermalyze.evaluation.metrics import confusion
+from dermalyze.files import joined_codes, spreadsheet_cell
 from dermalyze.reporting.fitted import (
     abstention_report,
     calibration_report,
@@ -99,5 +100,6 @@ def _shares(counts_K: np.ndarray) -> list[float | None]:
 
 
 def _named(sets_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Return each image's set as the codes of its classes, a space between them."""
-    return [" ".join(np.asarray(classes, dtype=object)[row_K]) for row_K in sets_NK]
+    """Return each image's set as a cell with the codes of its classes."""
+    codes_K = np.asarray(classes, dtype=object)
+    return [spreadsheet_cell(joined_codes(codes_K[row_K], classes)) for row_K in sets_NK]

@@ -46,8 +46,8 @@ def write_evaluation(
     """Write everything and return the metrics of `metrics.summary_metrics`.
 
     evaluation_metrics.json, predictions.csv, the figures and report.html; and of the ISIC
-    challenge's classes its submission_isic2018.csv. In the tables, ids that a spreadsheet would
-    take for formulas begin with a '.
+    challenge's classes its submission_isic2018.csv. In the tables, ids and classes that a
+    spreadsheet would take for formulas begin with a '.
 
     Args:
         labels_N, probs_NK: see `metrics.checked_predictions`.
@@ -84,7 +84,7 @@ def write_evaluation(
                 column: frame[column].map(spreadsheet_cell).to_numpy()
                 for column in ("image_id", "lesion_id", "dx")
             },
-            "predicted": [classes[k] for k in probs_NK.argmax(axis=1)],
+            "predicted": [spreadsheet_cell(classes[k]) for k in probs_NK.argmax(axis=1)],
             **{f"probability_{name}": probs_NK[:, k] for k, name in enumerate(classes)},
             **unsure,
             **found.columns,

@@ -28,6 +28,7 @@ from dermalyze.evaluation.predictions import read_predictions
 from dermalyze.files import spreadsheet_cell, text_of_cell
 from dermalyze.inference.loading import ModelFacts, check_members
 from dermalyze.judged_images import judged_rows, leakage, shared_part, validation_rows
+from dermalyze.reporting.fitted import fit_on_validation
 from dermalyze.reporting.results import results
 from dermalyze.reporting.written import write_evaluation
 from dermalyze.run_folder import CONFIG
@@ -160,6 +161,22 @@ def split_of(own: LesionTable, folder: Path) -> None:
     save_split(Split.of(own.frame, part_of_row, "by hand", None), own.frame, folder)
 
 
+ASKED = {
+    "intervals": {"level": 0.9, "draws": 20, "seed": 0},
+    "specificities": [0.9],
+    "subgroups": {"few_lesions": 30, "age_edges": [40]},
+    "sets": {"level": 0.8, "penalty": 0.01, "free_ranks": 1},
+}
+ABOUT = {
+    "data": "<b>drawn</b>",
+    "split": "test",
+    "logit_adjustment": None,
+    "leakage": None,
+    "fitted_on_these": None,
+    "ensemble": None,
+    "members": [{"epoch": 1, "seed": 7, "weight": 1.0}],
+    "tta": {"views": ["identity"], "aggregation": "mean"},
+}
 FORMULAS = ["=HYPERLINK(1)", "+1", "-1", "@A1", "'=1", "<b>x</b>", "a,b", 'say "x"']
 
 
@@ -177,12 +194,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> LesionTable:
 @pytest.fixture(scope="module")
 def evaluation(own: LesionTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an evaluation of it, in which all are mistakes. Read it only."""
-    config = {
-        "intervals": {"level": 0.9, "draws": 20, "seed": 0},
-        "specificities": [0.9],
-        "subgroups": {"few_lesions": 30, "age_edges": [40]},
-        "sets": {"level": 0.8, "penalty": 0.01, "free_ranks": 1},
-    }
     labels_N = own.frame["label"].to_numpy()
     probs_NK = 0.4 * np.random.default_rng(0).dirichlet(np.ones(3), 8) + 0.6 * np.eye(3)[2]
     found = results(
@@ -190,24 +201,14 @@ def evaluation(own: LesionTable, tmp_path_factory: pytest.TempPathFactory) -> Pa
         probs_NK,
         own.frame,
         CLASSES,
-        config=config,
+        config=ASKED,
         fitted=None,
         why_not_fitted="no validation part",
         unlike_N=None,
     )
-    about = {
-        "data": own.name,
-        "split": "test",
-        "logit_adjustment": None,
-        "leakage": None,
-        "fitted_on_these": None,
-        "ensemble": None,
-        "members": [{"epoch": 1, "seed": 7, "weight": 1.0}],
-        "tta": {"views": ["identity"], "aggregation": "mean"},
-    }
     folder = tmp_path_factory.mktemp("run") / "evaluation"
     write_evaluation(
-        folder, labels_N, probs_NK, own.frame, CLASSES, unsure={}, found=found, about=about
+        folder, labels_N, probs_NK, own.frame, CLASSES, unsure={}, found=found, about=ABOUT
     )
     return folder
 
@@ -352,6 +353,29 @@ def test_62_ids_that_are_formulas_or_html_are_text_everywhere(
     assert "<b>" not in page
     assert "&lt;b&gt;drawn" in page
     assert "&lt;b&gt;back" in page
+
+
+def test_62_classes_that_are_formulas_are_text_and_sets_of_them_are_told_apart(
+    own: LesionTable, tmp_path: Path
+) -> None:
+    classes = ("=1+1", "mel b", "nv")
+    frame = own.frame.assign(dx=[classes[label] for label in own.frame["label"]])
+    probs_NK = np.tile([0.5, 0.3, 0.2], (8, 1))
+    fitted = fit_on_validation(
+        own.labels, probs_NK, sets=ASKED["sets"], abstention={"error": 0.1}
+    ) | {"temperature": 1.0, "unlike_training": {"members": None, "flag_above": None}}
+    fitted["thresholds"] = {"lac": [0.75] * 3}
+    fitted["unlike_training"]["reason"] = "no features"
+    how = {"fitted": fitted, "why_not_fitted": None, "unlike_N": None}
+    found = results(own.labels, probs_NK, frame, classes, config=ASKED, **how)
+    write_evaluation(
+        tmp_path, own.labels, probs_NK, frame, classes, unsure={}, found=found, about=ABOUT
+    )
+    written = pd.read_csv(tmp_path / "predictions.csv")
+    assert set(written["predicted"]) == {"'=1+1"}
+    assert set(written["set_lac"]) == {"'=1+1; mel b"}
+    assert written["dx"].tolist()[:4] == ["'=1+1", "'=1+1", "mel b", "mel b"]
+    assert read_predictions(tmp_path).classes == classes
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, "''=1", "'", "", "\t=1", "it's -1"])

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dermalyze.files import write_json, write_whole
+from dermalyze.files import in_the_way, joined_codes, writable, write_json, write_whole
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -16,6 +16,24 @@ def test_what_is_written_comes_back(tmp_path):
     assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
     write_json(tmp_path / "a.json", {"loss": 0.1, "none": None})
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.1, "none": None}
+
+
+def test_a_file_where_a_folder_is_to_be_is_found(tmp_path):
+    (tmp_path / "file").touch()
+    assert in_the_way(tmp_path / "new" / "folder") is None
+    assert in_the_way(tmp_path) is None
+    for place in ("file", "file/x", "file/x/y"):
+        assert in_the_way(tmp_path / place) == tmp_path / "file"
+
+
+def test_codes_in_one_cell_can_be_told_apart():
+    assert joined_codes(["nv", "mel"], ["mel", "bcc", "nv"]) == "nv mel"
+    assert joined_codes(["nv", "basal cell"], ["basal cell", "nv"]) == "nv; basal cell"
+    assert joined_codes([], ["basal cell", "nv"]) == ""
+
+
+def test_names_that_are_no_text_can_be_written():
+    assert writable(os.fsdecode(b"a\xff\xc3\xa4.jpg")) == "a\\xffä.jpg"
 
 
 def test_a_failure_keeps_what_was_there(tmp_path, monkeypatch):

@@ -284,3 +284,13 @@ def test_a_failure_is_written_whose_name_is_no_text(run, tmp_path):
         row = reader(output).iloc[0]
         assert row["image"] == "bad\\xff.jpg"
         assert row["error"].startswith(f"{folder}/bad\\xff.jpg: neither JPEG, PNG, BMP nor WebP")
+
+
+def test_classes_in_tables_are_no_formulas_and_are_told_apart(tmp_path):
+    classes = ("=1+1", "basal cell", "nv")
+    record = {"image": "a.jpg", "predicted_class": "=1+1", "prediction_set": ("=1+1", "basal cell")}
+    tables.write_table(tmp_path / "p.csv", [[record]], classes)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["predicted_class"] == "'=1+1"
+    assert row["prediction_set"] == "'=1+1; basal cell"
