@@ -7,5 +7,5 @@ from pathlib import Path
 
 def numbered_jobs(folder: Path) -> list[Path]:
     """Return the folders of a multirun's jobs by their numbers; none where it is no multirun."""
-    jobs = [job for job in folder.glob("*") if job.name.isdigit() and job.is_dir()]
+    jobs = [job for job in folder.glob("*") if job.name.isdecimal() and job.is_dir()]
     return sorted(jobs, key=lambda job: int(job.name))

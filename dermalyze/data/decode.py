@@ -41,6 +41,7 @@ _FORMATS: tuple[tuple[int, bytes, type[ImageFile.ImageFile]], ...] = (
     (8, b"WEBP", WebPImageFile),
 )
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
+_OTHER_COLOURS = frozenset({"HSV", "LAB", "La", "RGBX", "RGBa", "YCbCr"})
 _DOWNLOAD_AGAIN = "Download it again"
 _SAVE_ANEW = "Save it anew as an 8-bit RGB JPEG or PNG"
 
@@ -214,6 +215,11 @@ def _refuse_unfit(image: Image.Image, place: str) -> None:
         raise DataError(
             f"{place}: animated, {frames} frames, and which one to judge is not ours to guess. "
             f"{_SAVE_ANEW}, one frame."
+        )
+    if image.mode in _OTHER_COLOURS:
+        raise DataError(
+            f"{place}: of Pillow mode {image.mode}, which is neither grey nor RGB as files have "
+            f"them. {_SAVE_ANEW}; or, of a Pillow image, give image.convert('RGB')."
         )
     # Pillow cuts 16-bit RGB down to 8 bits in silence; only the raw mode tells of it.
     cut = any(str(tile.args).endswith(";16B") for tile in getattr(image, "tile", ()))

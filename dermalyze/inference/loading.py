@@ -22,7 +22,7 @@ from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.config import CONF_DIR, nodes_with_target
 from dermalyze.data.decode import PreprocessSpec
 from dermalyze.data.metadata_features import MetadataEncoding
-from dermalyze.errors import CheckpointError, DataError
+from dermalyze.errors import CheckpointError, ConfigError, DataError
 from dermalyze.inference.onnx_file import ONNX, OnnxNetwork, read_onnx
 from dermalyze.models.classifier import Classifier
 from dermalyze.multirun_folder import numbered_jobs
@@ -206,6 +206,23 @@ def check_members(members: Sequence[ModelFacts]) -> None:
             )
         paths.setdefault(content, member.path)
         logger.info("ensemble: %s, %d pixels", member.path, member.preprocess.image_size)
+
+
+def refuse_number_format(amp: str, members: Sequence[ModelFacts]) -> None:
+    """Refuse a number format for graphs, which compute in the one that they were exported in.
+
+    Args:
+        amp: as it was asked for: auto, off, bf16 or fp16.
+
+    Raises:
+        ConfigError: one of them is a graph, and bf16 or fp16 was asked for.
+    """
+    graphs = [str(member.path) for member in members if member.path.suffix == ONNX]
+    if graphs and amp in ("bf16", "fp16"):
+        raise ConfigError(
+            f"amp={amp}: has no effect on {graphs[0]}, which computes as it was exported. Leave it "
+            "out, or use the checkpoint that it was made of."
+        )
 
 
 def _facts(path: Path, header: dict[str, Any]) -> ModelFacts:

@@ -54,7 +54,8 @@ class Views:
         aggregation: see `dermalyze.inference.aggregate`.
 
     Raises:
-        ConfigError: no view at all, one of them twice, or a value out of its range.
+        ConfigError: no view at all, one of them twice, a value out of its range, or any other than
+            the image as it is under the name off.
     """
 
     def __init__(
@@ -86,6 +87,11 @@ class Views:
         )
         if not self.names:
             problems.append("tta: no view is left; tta=off is the image as it is")
+        elif name == "off" and not self.is_off:
+            problems.append(
+                f"tta=off: is the image as it is, and not {', '.join(self.names)}. Choose light, "
+                "medium or full, or call these otherwise: tta.name=NAME"
+            )
         raise_problems(problems)
         self.name = name
         self.aggregation = aggregation

@@ -22,7 +22,13 @@ from dermalyze.inference.ensemble import Ensemble
 from dermalyze.inference.folding import fold_batch_norm
 from dermalyze.inference.forward import images_at_once, refuse_not_finite, view_probabilities
 from dermalyze.inference.identity import home_of
-from dermalyze.inference.loading import TrainedModel, best_checkpoints, check_members, load_model
+from dermalyze.inference.loading import (
+    TrainedModel,
+    best_checkpoints,
+    check_members,
+    load_model,
+    refuse_number_format,
+)
 from dermalyze.inference.views import Views
 from dermalyze.prediction.fitted_answers import FittedAnswer, fitted_answers
 from dermalyze.prediction.pictures import Given, frame_of, known_of, pixels_of
@@ -82,6 +88,7 @@ class Panel:
             load_model(path, self.device) for path in best_checkpoints(checkpoint)
         ]
         check_members(self.models)
+        refuse_number_format(amp, self.models)
         for trained in self.models:
             image_size = trained.preprocess.image_size
             fold_batch_norm(trained.model, image_size=image_size, precision=self.precision)

@@ -50,7 +50,7 @@ def serve(config: Node) -> None:
             judge, about=_about(panel, way), most_bytes=int(config["most_megabytes"] * 2**20)
         )
         host, port = listening.getsockname()[:2]
-        address = f"http://{host}:{port}"
+        address = address_of(host, port)
         logger.info(
             "%s at %s; Ctrl-C ends it. Ask: curl --data-binary @lesion.jpg %s/predict\n%s",
             "1 model answers" if len(panel.models) == 1 else f"{len(panel.models)} models answer",
@@ -60,6 +60,11 @@ def serve(config: Node) -> None:
         )
         settings = uvicorn.Config(app, log_level="warning", lifespan="off")
         uvicorn.Server(settings).run(sockets=[listening])
+
+
+def address_of(host: str, port: int) -> str:
+    """Return the address to ask at; one of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listening(host: str, port: int) -> socket.socket:

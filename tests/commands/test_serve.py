@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from dermalyze import SkinLesionPredictor, load_ensemble_predictor
+from dermalyze.serving.server import address_of
 from dermalyze.taxonomy import DISCLAIMER, HAM10000_CODES
 
 pytestmark = pytest.mark.slow
@@ -139,3 +140,8 @@ def test_a_place_that_is_taken_is_refused_before_models_are_loaded(python, tmp_p
         )
     assert f"host=127.0.0.1 port={port}: cannot be listened at" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_address_of_ipv6_stands_in_brackets():
+    assert address_of("::1", 80) == "http://[::1]:80"
+    assert address_of("127.0.0.1", 80) == "http://127.0.0.1:80"

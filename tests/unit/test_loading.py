@@ -25,6 +25,7 @@ from dermalyze.inference.forward import predict_probabilities
 from dermalyze.inference.loading import best_checkpoint, load_model
 from dermalyze.models.classifier import Classifier
 from dermalyze.models.colour_constancy import shades_of_grey
+from dermalyze.multirun_folder import numbered_jobs
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -362,6 +363,12 @@ def test_damage_is_told(path):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="sha256 does not match"):
         load_model(path, CPU)
+
+
+def test_a_multirun_numbers_its_jobs_in_decimals(tmp_path):
+    for name in ("10", "2", "²", "x"):
+        (tmp_path / name).mkdir()
+    assert [job.name for job in numbered_jobs(tmp_path)] == ["2", "10"]
 
 
 def test_where_the_best_checkpoint_is_looked_for(tmp_path):

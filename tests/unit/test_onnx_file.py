@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.exporting.graph import onnx_graph
 from dermalyze.inference import onnx_file
-from dermalyze.inference.loading import load_model, read_facts
+from dermalyze.inference.loading import load_model, read_facts, refuse_number_format
 from dermalyze.inference.onnx_file import OnnxNetwork, read_onnx, sealed
 
 SIZE = 4
@@ -155,3 +155,18 @@ def test_exports_are_told_from_their_model(file: Path) -> None:
     assert trained_as([model, export]) == [known, known | {"export": "onnx_int8"}]
     assert export_formats([model]) == []
     assert export_formats([export, model, export]) == ["onnx_int8"]
+
+
+def test_a_number_format_that_has_no_effect_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(sealed(graph(), HEADER))
+    facts = read_facts(path)
+    for amp in ("auto", "off"):
+        refuse_number_format(amp, [facts])
+    with pytest.raises(ConfigError) as refused:
+        refuse_number_format("bf16", [facts])
+    assert str(refused.value) == (
+        f"amp=bf16: has no effect on {path}, which computes as it was exported. Leave it out, or "
+        "use the checkpoint that it was made of."
+    )
+    refuse_number_format("bf16", [replace(facts, path=tmp_path / "best.safetensors")])

@@ -76,6 +76,8 @@ def test_of_a_jpeg_with_several_pictures_the_first_is_taken():
         (RGB[0, 0], "an array of shape (3,)"),
         (torch.zeros(3, 20, 3, dtype=torch.uint8), "(3, 20, 3) the channels could be first or las"),
         (Image.new("I;16", (20, 30)), "more than 8 bits a channel (Pillow mode I;16)"),
+        (Image.new("HSV", (20, 30)), "of Pillow mode HSV, which is neither grey nor RGB as files"),
+        (Image.new("RGBX", (20, 30)), "of Pillow mode RGBX, which is neither grey nor RGB"),
         (Image.new("F", (20, 30)), "more than 8 bits a channel"),
         (Image.new("1", (10_000, 5_001)), "over the limit of 50 megapixels"),
         (io.BytesIO(b"no image"), "it: neither JPEG, PNG, BMP nor WebP, begins with b'no image'"),

@@ -169,3 +169,15 @@ def test_views_that_cannot_be_are_refused(changes: dict[str, Any], said: str) ->
     with pytest.raises(ConfigError) as refused:
         Views(name="x", aggregation="mean", **values | changes)
     assert said in str(refused.value)
+
+
+def test_off_is_the_image_as_it_is_and_nothing_else() -> None:
+    rotated: dict[str, Any] = {"symmetries": ["identity"], "rotations": [10.0], "zooms": []}
+    with pytest.raises(ConfigError) as refused:
+        Views(name="off", aggregation="mean", **rotated)
+    assert str(refused.value) == (
+        "the configuration cannot work:\n  - tta=off: is the image as it is, and not identity, "
+        "rotation 10. Choose light, medium or "
+        "full, or call these otherwise: tta.name=NAME"
+    )
+    assert len(Views(name="mine", aggregation="mean", **rotated)) == 2
