@@ -14,10 +14,11 @@ from hydra.utils import instantiate
 from dermalyze.allocation import keep_freed_memory
 from dermalyze.compute import choose_device, choose_precision
 from dermalyze.errors import CheckpointError, ConfigError
+from dermalyze.files import in_the_way
 from dermalyze.inference.answer import Answer
 from dermalyze.inference.ensemble import Ensemble
 from dermalyze.inference.identity import export_formats, home_of, run_of, trained_as, way_of
-from dermalyze.inference.loading import ModelFacts
+from dermalyze.inference.loading import ModelFacts, refuse_number_format
 from dermalyze.inference.views import Views
 from dermalyze.judged_images import (
     fitted_on_these,
@@ -62,6 +63,7 @@ def assess(config: Node) -> Assessment:
     Raises:
         CheckpointError, DataError, ConfigError: what the user can mend.
     """
+    _refuse_file(config["output"])
     here = local_checkpoints(
         config["checkpoint"], uri=config["tracking_uri"], outputs=config["paths"]["outputs"]
     )
@@ -71,6 +73,7 @@ def assess(config: Node) -> Assessment:
     views: Views = instantiate(config["tta"], _convert_="all")
     method: Ensemble = instantiate(config["ensemble"], _convert_="all")
     facts = read_members(config["checkpoint"])
+    refuse_number_format(config["amp"], facts)
     adjustment = _logit_adjustment(config, facts)
     table = read_judged_table(config, facts)
     rows = judged_rows(config, table, facts)
@@ -159,6 +162,13 @@ def assess(config: Node) -> Assessment:
     elsewhere = folder.resolve() != own_folder.resolve()
     name = f"{part}/{re.sub(_NOT_IN_NAMES, '_', folder.resolve().name)}" if elsewhere else part
     return Assessment(metrics, folder, len(rows), _track(config, run, folder, name, metrics))
+
+
+def _refuse_file(output: str | None) -> None:
+    """Refuse a file where the folder of the results is to be, before anything is computed."""
+    file = None if output is None else in_the_way(Path(output))
+    if file is not None:
+        raise ConfigError(f"output={output}: {file} is a file, not a folder. Name another place.")
 
 
 def _part(

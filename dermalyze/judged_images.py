@@ -18,7 +18,7 @@ from dermalyze.dataset import read_table
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.inference.identity import run_of
 from dermalyze.inference.loading import ModelFacts
-from dermalyze.run_folder import load_config, working_directory
+from dermalyze.run_folder import CONFIG, load_config, working_directory
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,12 @@ def _read_table(config: Node, member: ModelFacts) -> LesionTable:
             f"{member.path} lies in no run's folder, so its data are not known. Name them: "
             "data=ham10000 data.root=DIR split=all."
         )
-    own = plain(load_config(run))["data"]
+    own = plain(load_config(run)).get("data")
+    if own is None:
+        raise ConfigError(
+            f"{run / CONFIG}: says nothing of the run's data. Name them: data=ham10000 "
+            "data.root=DIR split=all."
+        )
     # What is relative was meant from where the run was started, not from here.
     root = str(data["root"] or working_directory(run) / own["root"])
     source = {**own["source"], "root": root}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.files import write_whole
@@ -81,12 +82,17 @@ def load_config(folder: Path) -> DictConfig:
     """Return the config that a run was started with.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or its config cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file, so {folder} is no run's folder")
-    loaded = OmegaConf.load(path)
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}). Put back the file that the run's training wrote."
+        ) from error
     if not isinstance(loaded, DictConfig):
         raise CheckpointError(f"{path}: not the config of a run")
     return loaded
@@ -99,9 +105,19 @@ def as_typed(folder: Path) -> Path:
 
 
 def working_directory(folder: Path) -> Path:
-    """Return the folder that a run was started from, which its relative paths are relative to."""
-    started: dict[str, str] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-    return Path(started["working_directory"])
+    """Return the folder that a run was started from, which its relative paths are relative to.
+
+    Raises:
+        CheckpointError: the run's folder does not say it.
+    """
+    path = folder / ORIGIN
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["working_directory"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: does not say where the run was started, so its data are not found "
+            f"({type(error).__name__}: {error}). Name their folder: data.root=DIR."
+        ) from error
 
 
 def resumed_config(composed: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:

@@ -24,9 +24,15 @@ from dermalyze.exporting.agreement import (
     why_not_alike,
     why_not_equal,
 )
-from dermalyze.exporting.graph import ProgramNetwork, onnx_graph, program_file, torch_export
+from dermalyze.exporting.graph import (
+    ProgramNetwork,
+    classifier_of,
+    onnx_graph,
+    program_file,
+    torch_export,
+)
 from dermalyze.exporting.int8 import Int8, quantised
-from dermalyze.files import write_whole
+from dermalyze.files import in_the_way, write_whole
 from dermalyze.inference.forward import predict_probabilities
 from dermalyze.inference.loading import (
     TrainedModel,
@@ -121,6 +127,7 @@ def export(config: Node) -> Exported:
     path = best_checkpoint(config["checkpoint"])
     target = _target(config, path)
     trained = load_model(path, torch.device("cpu"))
+    classifier_of(trained)
     run, limits = _Run(config, trained), Limits(**config["limits"])
     writers: dict[str, Callable[..., Exported]] = {
         "onnx": _write_onnx,
@@ -136,7 +143,8 @@ def _target(config: Node, checkpoint: Path) -> Path:
     """Return the file to write: one that is not there, or the default, which exports write over.
 
     Raises:
-        ConfigError: it would be written over what is not an export of this command's own.
+        ConfigError: it would be written over what is not an export of this command's own, below a
+            file, or under an ending by which it is not found to be what it is.
     """
     if config["output"] is None:
         target = checkpoint.parent / NAMES[config["format"]]
@@ -146,7 +154,15 @@ def _target(config: Node, checkpoint: Path) -> Path:
                 "Name another file by output=FILE."
             )
         return target
-    target = Path(config["output"])
+    target, ending = Path(config["output"]), Path(NAMES[config["format"]]).suffix
+    if target.suffix != ending:
+        raise ConfigError(
+            f"output={target}: format={config['format']} is read again by its ending. Name a file "
+            f"that ends in {ending}."
+        )
+    file = in_the_way(target.parent)
+    if file is not None:
+        raise ConfigError(f"output={target}: {file} is a file, not a folder. Name another place.")
     if target.exists():
         raise ConfigError(
             f"output={target}: is there already. Name another file, or remove this one."

@@ -96,13 +96,22 @@ class ProgramNetwork(nn.Module):
         return logits_BK
 
 
-def _examples(trained: TrainedModel) -> tuple[torch.Tensor, ...]:
-    """Return inputs of two images: of a single one, torch would take the number for a constant."""
+def classifier_of(trained: TrainedModel) -> Classifier:
+    """Return the model that layers can be read from.
+
+    Raises:
+        CheckpointError: it is a graph, an export itself.
+    """
     if not isinstance(trained.model, Classifier):
         raise CheckpointError(
             f"{trained.path}: is an export already. Give the checkpoint that it was made of."
         )
-    trained.model.lay_out(torch.contiguous_format)
+    return trained.model
+
+
+def _examples(trained: TrainedModel) -> tuple[torch.Tensor, ...]:
+    """Return inputs of two images: of a single one, torch would take the number for a constant."""
+    classifier_of(trained).lay_out(torch.contiguous_format)
     size = trained.preprocess.image_size
     images_BCHW = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     unknown_M = [value for values in trained.encoding.unknown.values() for value in values]

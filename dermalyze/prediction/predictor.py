@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.prediction.panel import Panel, Result, panel_of
@@ -13,6 +14,7 @@ from dermalyze.prediction.results import Prediction
 from dermalyze.prediction.ways import Way, defaults, method_of, views_of
 
 Checkpoint = str | Path
+_END = object()
 AS_IT_IS = "off"  # the name of the view that training validates with
 
 
@@ -106,7 +108,8 @@ class SkinLesionPredictor:
             metadata: of each image, in their order.
 
         Raises:
-            ConfigError: an argument that cannot be used.
+            ConfigError: an argument that cannot be used; or, where one of the two ends first, not
+                one metadata for each image.
         """
         way = self._way(mode, aggregation)
         return _stream(self._panel, images, metadata, way, batch_size)
@@ -250,14 +253,28 @@ def _stream(
     size = panel.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ConfigError(f"batch_size={size}: at least 1 is needed.")
-    pairs = (
-        ((image, None) for image in images)
-        if metadata is None
-        else zip(images, metadata, strict=True)
-    )
+    if isinstance(images, str | Path):
+        raise ConfigError(f"images={images}: one path, where several images are asked for: [PATH].")
+    if isinstance(metadata, Mapping):
+        raise ConfigError("metadata: that of one image. Give a list, with one for each image.")
     given = (
         Given(name_of(image, position), image, known)
-        for position, (image, known) in enumerate(pairs)
+        for position, (image, known) in enumerate(_pairs(images, metadata))
     )
     chunks = iter(lambda: list(itertools.islice(given, size)), [])
     return itertools.chain.from_iterable(panel.results(chunks, way, size))
+
+
+def _pairs(
+    images: Iterable[Picture], metadata: Iterable[Metadata | None] | None
+) -> Iterator[tuple[Picture, Metadata | None]]:
+    """Yield each image with what is known of it, or with nothing."""
+    if metadata is None:
+        yield from ((image, None) for image in images)
+        return
+    pairs: Iterable[tuple[Any, Any]] = itertools.zip_longest(images, metadata, fillvalue=_END)
+    for number, pair in enumerate(pairs):
+        for name, value in zip(("images", "metadata"), pair, strict=True):
+            if value is _END:
+                raise ConfigError(f"{name}: ends after {number}. Give a metadata for each image.")
+        yield pair

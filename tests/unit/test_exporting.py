@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from small_models import make_run
 
+from dermalyze.assessment import assess
 from dermalyze.checkpoint_file import BEST, read_checkpoint
 from dermalyze.errors import CheckpointError, ConfigError
 from dermalyze.exporting import export_run
@@ -224,8 +226,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file_that_was_named_is_not_written_over(run: Path) -> None:
-    (run / "mine.txt").write_text("mine")
-    for name in (BEST, "mine.txt"):
+    (run / "mine.safetensors").write_text("mine")
+    for name in (BEST, "mine.safetensors"):
         before = (run / name).read_bytes()
         options = {**SAFETENSORS, "checkpoint": str(run), "output": str(run / name)}
         with pytest.raises(ConfigError, match=rf"output={run / name}: is there already\. Name ano"):
@@ -251,3 +253,32 @@ def test_an_export_replaces_an_earlier_one_and_touches_nothing_beside_it(run: Pa
     assert read_checkpoint(done.path)[1]["export"]["format"] == "safetensors"
     assert {path.name for path in run.iterdir()} == before
     assert {name: (run / name).read_bytes() for name in beside} == beside
+
+
+def test_a_file_that_would_not_be_known_or_cannot_be_is_refused_at_once(run: Path) -> None:
+    (run / "file").touch()
+    for output, said in (
+        (run / "m.bin", "format=safetensors is read again by its ending. Name a file that ends in"),
+        (run / "file" / "m.safetensors", f"{run / 'file'} is a file, not a folder. Name another"),
+    ):
+        options = {**SAFETENSORS, "checkpoint": str(run), "output": str(output)}
+        with pytest.raises(ConfigError, match=f"output={output}: {said}"):
+            export_run.export(options)
+    assert not (run / "m.bin").exists()
+
+
+def test_an_export_is_not_exported_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = replace(load_model(run / BEST, torch.device("cpu")), model=torch.nn.Identity())
+    monkeypatch.setattr(export_run, "load_model", lambda *_: graph)
+    with pytest.raises(CheckpointError, match=r": is an export already\. Give the checkpoint"):
+        export_run.export({**SAFETENSORS, "checkpoint": str(run)})
+
+
+def test_the_folder_of_an_evaluation_is_no_file(run: Path) -> None:
+    (run / "file").touch()
+    for output in (run / "file", run / "file" / "below"):
+        with pytest.raises(ConfigError) as refused:
+            assess({"output": str(output)})
+        assert str(refused.value) == (
+            f"output={output}: {run / 'file'} is a file, not a folder. Name another place."
+        )

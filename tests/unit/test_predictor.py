@@ -174,8 +174,15 @@ def test_what_cannot_be_used_is_said_before_the_first_result(predictor, paths):
         predictor.predict_batch(paths, batch_size=0)
     with pytest.raises(DataError, match=r"none\.png: cannot be opened"):
         predictor.predict("none.png")
-    with pytest.raises(ValueError, match="shorter"):
-        list(predictor.predict_batch(paths, metadata=[None]))
+    for images, metadata, said in (
+        (paths, [None], "metadata: ends after 1. Give a metadata for each image."),
+        (paths[:1], [None, None], "images: ends after 1. Give a metadata for each image."),
+        (paths, {"age": 50}, "metadata: that of one image. Give a list, with one for each image."),
+        ("a.jpg", None, "images=a.jpg: one path, where several images are asked for: [PATH]."),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            list(predictor.predict_batch(images, metadata=metadata))
+        assert str(refused.value) == said
 
 
 def test_options_of_the_predictor_are_checked(runs):

@@ -123,6 +123,10 @@ def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("- a\n- list\n")
     with pytest.raises(CheckpointError, match=r"config\.yaml: not the config of a run"):
         load_config(tmp_path)
+    for torn in (b"a: [1\n", b"a: \xff\n", b"a: 1\na: 2\n"):
+        (tmp_path / "config.yaml").write_bytes(torn)
+        with pytest.raises(CheckpointError, match=r"config\.yaml: cannot be read \("):
+            load_config(tmp_path)
 
 
 # Going on
@@ -329,6 +333,12 @@ def test_the_folder_that_a_run_was_started_from(
     (tmp_path / "run" / "run.json").write_text(json.dumps(origin()))
     monkeypatch.chdir("/")
     assert working_directory(tmp_path / "run") == tmp_path
+    for torn in ("{", "[]", "{}", None):
+        (tmp_path / "run" / "run.json").unlink()
+        if torn is not None:
+            (tmp_path / "run" / "run.json").write_text(torn)
+        with pytest.raises(CheckpointError, match=r"not found \(.*\)\. Name .*: data\.root=DIR\.$"):
+            working_directory(tmp_path / "run")
 
 
 def test_the_commit_is_unknown_or_forty_digits() -> None:
