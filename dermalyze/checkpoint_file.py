@@ -2,6 +2,7 @@
 
 The format is safetensors, so that reading a stranger's file runs no code and needs no pickle.
 Its single metadata entry `dermalyze` is the header as JSON with `sha256` over everything else.
+torch is imported where tensors are: who only reads a header starts without it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dermalyze.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 BEST = "checkpoint_best.safetensors"  # the weights to predict with
 LATEST = "checkpoint_latest.safetensors"  # adds what resuming needs
@@ -51,6 +53,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], header: He
         CheckpointError: the disk is full or the folder cannot be written; what stood at `path`
             is intact.
     """
+    from safetensors.torch import save_file
+
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format_version": FORMAT_VERSION, **header}
     text = json.dumps(header, sort_keys=True, allow_nan=False)
@@ -80,7 +84,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], Header]:
         CheckpointError: missing, truncated, changed, made by something else, or by a newer
             version; the message says which.
     """
-    with _opened(path) as file:
+    with _opened(path, "pt") as file:
         seal = _seal_of(path, file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(seal.text, tensors) != seal.sha256:
@@ -101,16 +105,16 @@ def read_seal(path: Path) -> Seal:
     Raises:
         CheckpointError: missing, or made by something else.
     """
-    with _opened(path) as file:
+    with _opened(path, "np") as file:
         return _seal_of(path, file)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -156,6 +160,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    import torch
+
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

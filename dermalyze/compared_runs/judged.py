@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from dermalyze.checkpoint_file import BEST, read_seal
 from dermalyze.data.split_files import first, read_rows
 from dermalyze.errors import DataError
 from dermalyze.evaluation.predictions import (
     METRICS_FILE,
     PREDICTIONS,
+    TRAINED_AS,
     Predictions,
     read_predictions,
 )
@@ -21,15 +24,20 @@ def read_judged(runs: Sequence[Path], split: str) -> dict[Path, Predictions]:
     """Return what an evaluation on `split` left in each run's folder.
 
     Raises:
-        DataError: a run was not evaluated, or not on the same images as the first one.
+        DataError: a run was not evaluated, or as another model than it has now, or not on the same
+            images as the first one.
     """
     unjudged = [run for run in runs if not _is_judged(run, split)]
     if unjudged:
-        several = "-m " if len(unjudged) > 1 else ""
         raise DataError(
             f"not evaluated on split={split}, so there are no {PREDICTIONS} and {METRICS_FILE} in "
-            f"evaluation/{split}: {first(unjudged)}. Evaluate first: python -m dermalyze.evaluate "
-            f"{several}checkpoint={','.join(map(str, unjudged))} split={split}"
+            f"evaluation/{split}: {first(unjudged)}. Evaluate first: {_evaluate(unjudged, split)}"
+        )
+    stale = [run for run in runs if not _is_of_its_model(run, split)]
+    if stale:
+        raise DataError(
+            f"what evaluation/{split} holds is of another model than the run's {BEST} is now: "
+            f"{first(stale)}. Evaluate again: {_evaluate(stale, split)}"
         )
     judged = {}
     for run in tqdm(runs, "reading predictions", unit="run", leave=False, disable=None, delay=2):
@@ -41,6 +49,27 @@ def read_judged(runs: Sequence[Path], split: str) -> dict[Path, Predictions]:
 def _is_judged(run: Path, split: str) -> bool:
     folder = run / "evaluation" / split
     return all((folder / name).is_file() for name in (PREDICTIONS, METRICS_FILE))
+
+
+def _evaluate(runs: Sequence[Path], split: str) -> str:
+    """Return the command that evaluates runs."""
+    several = "-m " if len(runs) > 1 else ""
+    return (
+        f"python -m dermalyze.evaluate {several}checkpoint={','.join(map(str, runs))} split={split}"
+    )
+
+
+def _is_of_its_model(run: Path, split: str) -> bool:
+    """Return whether an evaluation is of the checkpoint that lies there now, as far as is told."""
+    try:
+        report = json.loads((run / "evaluation" / split / METRICS_FILE).read_text(encoding="utf-8"))
+        (member,) = report["members"]
+    except (OSError, ValueError, TypeError, KeyError):  # `read_predictions` says what is wrong
+        return True
+    if not (run / BEST).is_file():
+        return True
+    header = read_seal(run / BEST).header
+    return all(member[name] == header.get(name) for name in TRAINED_AS if name in member)
 
 
 def trained_lesions(run: Path) -> list[str]:

@@ -16,6 +16,8 @@ from dermalyze.files import text_of_cell
 
 PREDICTIONS = "predictions.csv"
 METRICS_FILE = "evaluation_metrics.json"
+TRAINED_AS = ("epoch", "validation_metrics", "seed", "split_fingerprint")
+"""What a report and a checkpoint say alike of a model, which another training would not."""
 _PROBABILITY = "probability_"
 _COLUMNS = ("image_id", "lesion_id", "dx")
 _TOLERANCE = 1e-6  # probabilities are written as text, metrics by another version perhaps

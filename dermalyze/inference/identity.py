@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dermalyze.evaluation.predictions import TRAINED_AS
 from dermalyze.inference.ensemble import Ensemble
 from dermalyze.inference.loading import ModelFacts
 from dermalyze.inference.views import Views
@@ -37,9 +38,8 @@ def home_of(checkpoint: str | Sequence[str], facts: Sequence[ModelFacts], output
 
 def trained_as(facts: Sequence[ModelFacts]) -> list[Node]:
     """Return what tells each model from another training of the same run's folder, or an export."""
-    names = ("epoch", "validation_metrics", "seed", "split_fingerprint")
     return [
-        {name: member.header[name] for name in names}
+        {name: member.header[name] for name in TRAINED_AS}
         | ({"export": member.header["export"]["format"]} if "export" in member.header else {})
         for member in facts
     ]

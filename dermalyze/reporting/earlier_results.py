@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dermalyze.errors import DataError
-from dermalyze.evaluation.predictions import METRICS_FILE
+from dermalyze.evaluation.predictions import METRICS_FILE, TRAINED_AS
 
 Node = Mapping[str, Any]
 
 _ASKED = ("data", "table_fingerprint", "split", "tta", "ensemble")
-_TRAINED = ("epoch", "seed", "split_fingerprint", "validation_metrics")
 
 
 def refuse_other_results(folder: Path, about: Node) -> None:
@@ -62,7 +61,7 @@ def _asked(earlier: Node, about: Node) -> Iterator[tuple[str, Any, Any]]:
     same_models = all(
         name not in earlier["members"][0]  # by a version that did not say it
         or _of_members(earlier, name) == _of_members(about, name)
-        for name in _TRAINED
+        for name in TRAINED_AS
     )
     if not same_models:
         yield "checkpoint", before, now

@@ -295,7 +295,7 @@ def test_a_full_disk_leaves_the_old_one_intact(path, monkeypatch, failure):
     for epoch in range(2):
         write_checkpoint(path, {"a": torch.zeros(2)}, {"epoch": epoch})
     files = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    monkeypatch.setattr(checkpoint_file, "save_file", failure)
+    monkeypatch.setattr("safetensors.torch.save_file", failure)
     with pytest.raises(CheckpointError) as caught:
         write_checkpoint(path, {"a": torch.zeros(1024, 1024)}, {"epoch": 2})
     message = str(caught.value)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from dermalyze import comparison
+from dermalyze.checkpoint_file import BEST, write_checkpoint
 from dermalyze.comparison import ALL, TRAINED, Compared, Result, compare, write_comparison
 from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.intervals import interval, lesion_weights, metric_draws
@@ -253,6 +255,33 @@ def test_runs_that_are_not_evaluated_say_what_to_run(runs: list[str], tmp_path: 
     )
 
 
+MODEL = {"epoch": 3, "seed": 7, "split_fingerprint": "f", "validation_metrics": {"val/loss": 0.5}}
+
+
+def told_of(run: Path, member: dict[str, Any]) -> None:
+    """Let the run's evaluation say of which model it is."""
+    path = run / "evaluation" / "test" / "evaluation_metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"members": [member]}))
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_refused(runs: list[str]) -> None:
+    run = Path(runs[1])
+    said = (
+        f"what evaluation/test holds is of another model than the run's {BEST} is now: {run}. "
+        f"Evaluate again: python -m dermalyze.evaluate checkpoint={run} split=test"
+    )
+    told_of(run, MODEL)
+    compare(asked(*runs, draws=2))  # there is no checkpoint to be held against
+    other_weights = {**MODEL, "validation_metrics": {"val/loss": 0.25}}
+    for now in ({**MODEL, "epoch": 4}, other_weights):
+        write_checkpoint(run / BEST, {}, now)
+        assert refusal(*runs) == said
+    told_of(run, {"epoch": 3, "seed": 7})  # as an earlier version says it
+    compare(asked(*runs, draws=2))
+    told_of(run, {"epoch": 2, "seed": 7})
+    assert refusal(*runs) == said
+
+
 def test_other_images_are_named_five_each_way(runs: list[str], tmp_path: Path) -> None:
     changed = FRAME.copy()
     changed.loc[:6, "image_id"] = [f"X{n}" for n in range(7)]
@@ -336,6 +365,8 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_the_tables_and_needs_no_torch(tmp_path: Path) -> None:
     a_run(tmp_path / "honest", FRAME, PROBS["A"])
     a_run(tmp_path / "leaky", FRAME, PROBS["B"], trained=("L3", "L7"))
+    told_of(tmp_path / "honest", MODEL)
+    write_checkpoint(tmp_path / "honest" / BEST, {"a": torch.zeros(1)}, MODEL)
     done = command(tmp_path, "runs=[honest,leaky]", "group_seeds=false", "draws=100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "heavy:"
