@@ -15,7 +15,8 @@ from dermalyze.errors import DataError
 
 Floats = npt.NDArray[np.float32]
 
-_SMALLEST = 1e-6  # of a deviation or a variance: what hardly varies still divides
+_SMALLEST = 1e-6  # of a variance: what never varies still divides
+_STILL = 0.01  # of the median deviation, which a feature that hardly varies is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +24,10 @@ class Seen:
     """A Gaussian of features: R principal directions, and one variance for all others.
 
     Probabilistic principal components (Tipping & Bishop 1999, section 3.2), of features that were
-    first scaled to a deviation of 1: a covariance that a few hundred images can tell. Those that do
-    not vary among these images, as of a dead neuron, are left out: nothing says on which scale they
-    would. Their deviation is infinite.
+    first scaled to a deviation of 1: a covariance that a few hundred images can tell. Features that
+    hardly vary among these images, as of a neuron that they leave dead, are scaled by a hundredth
+    of the median deviation: that one stirs tells of an unlike image, but by its own deviation of
+    next to nothing it would outweigh all others.
     """
 
     mean_F: Floats
@@ -39,7 +41,7 @@ class Seen:
         """Fit it to images; of N images there are at most N - 2 directions.
 
         Raises:
-            DataError: fewer than 3 images, or fewer than 2 features that vary.
+            DataError: fewer than 3 images, or no feature that varies.
         """
         from scipy.linalg import eigh
 
@@ -48,18 +50,17 @@ class Seen:
             raise DataError(f"{images} images: at least 3 are needed to tell how features vary.")
         exact_NF = features_NF.astype(np.float64)
         mean_F = exact_NF.mean(axis=0).astype(np.float32)
-        deviation_F = exact_NF.std(axis=0).astype(np.float32)
-        varies_F = deviation_F > _SMALLEST * deviation_F.max()
-        varying = int(varies_F.sum())
-        if varying < 2:
-            raise DataError(f"{varying} features vary among {images} images: at least 2 must.")
-        deviation_F[~varies_F] = np.inf
+        exact_F = exact_NF.std(axis=0)
+        varying = exact_F[exact_F > _SMALLEST * np.abs(exact_NF).max()]
+        if not len(varying):
+            raise DataError(f"no feature varies among {images} images.")
+        deviation_F = np.maximum(exact_F, _STILL * np.median(varying)).astype(np.float32)
         scaled_NF = _scaled(features_NF, mean_F, deviation_F)
         covariance_FF = scaled_NF.T @ scaled_NF / images
-        kept = min(directions, images - 2, varying - 1)
+        kept = min(directions, images - 2, features - 1)
         largest = (features - kept, features - 1)
         variances_R, directions_FR = eigh(covariance_FF, subset_by_index=largest)
-        others = (np.trace(covariance_FF) - variances_R.sum()) / (varying - kept)
+        others = (np.trace(covariance_FF) - variances_R.sum()) / (features - kept)
         return cls(
             mean_F,
             deviation_F,
@@ -71,7 +72,6 @@ class Seen:
     def distance(self, features_NF: np.ndarray) -> npt.NDArray[np.float64]:
         """Return the Mahalanobis distance over the root of F: about 1 for images like those.
 
-        F counts the features that vary.
         As Lee et al. 2018, "A simple unified framework for detecting out-of-distribution samples",
         section 2.1, with one Gaussian instead of one for each class.
         """
@@ -80,8 +80,7 @@ class Seen:
         beside_N = (scaled_NF**2).sum(axis=1) - (along_NR**2).sum(axis=1)
         squares_N = (along_NR**2 / np.maximum(self.variances_R, _SMALLEST)).sum(axis=1)
         squares_N += np.maximum(beside_N, 0) / max(self.other_variance, _SMALLEST)
-        varying = np.isfinite(self.deviation_F).sum()
-        distances_N: npt.NDArray[np.float64] = np.sqrt(squares_N / varying)
+        distances_N: npt.NDArray[np.float64] = np.sqrt(squares_N / scaled_NF.shape[1])
         return distances_N
 
 
@@ -111,5 +110,5 @@ def distances_of_unseen(
 
 def _scaled(features_NF: np.ndarray, mean_F: Floats, deviation_F: Floats) -> np.ndarray:
     centred_NF = features_NF.astype(np.float64) - mean_F
-    scaled_NF: np.ndarray = centred_NF / np.maximum(deviation_F, _SMALLEST)
+    scaled_NF: np.ndarray = centred_NF / deviation_F
     return scaled_NF

@@ -316,6 +316,10 @@ def test_another_data_set_with_one_hot_ground_truth(trained, python, phantoms, t
         shutil.copy(picture, folder / "ISIC2018_Task3_Test_Input")
 
     other = ("data=isic2018_test", f"data.root={folder}", "split=all", "output=result")
-    python("-m", "dermalyze.evaluate", f"checkpoint={trained}", *other, "track=false")
+    evaluation = ("-m", "dermalyze.evaluate", f"checkpoint={trained}", *other, "track=false")
+    # They are images that trained the model, under lesion ids of their own.
+    refused = python(*evaluation, expect=2)
+    assert "were used to train or select this model" in refused.stdout
+    python(*evaluation, "allow_seen_lesions=true")
     predictions = pd.read_csv(tmp_path / "result/predictions.csv").set_index("image_id")
     assert predictions["dx"].to_dict() == table.set_index("image_id")["dx"].to_dict()
