@@ -16,7 +16,7 @@ class Serving(ConfigPart):
     checkpoint: str | Annotated[list[str], Field(min_length=1)]
     tta: Target
     ensemble: Target
-    host: str
+    host: str = Field(min_length=1)  # to Python's sockets, an empty one is every address
     port: int = Field(ge=0, le=65535)
     most_megabytes: float = Field(gt=0)
     device: Literal["auto", "cuda", "mps", "cpu"]

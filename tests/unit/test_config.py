@@ -476,6 +476,11 @@ def test_the_other_commands_compose_with_every_data_option(
         checked(cfg, schema)
 
 
+def test_an_empty_host_is_not_taken_for_every_address() -> None:
+    with pytest.raises(ConfigError, match=r"host=.* at least 1 character"):
+        checked(compose("serve", ["checkpoint=run", "host=''"]), Serving)
+
+
 def test_a_yaml_with_a_stray_key_fails_the_contract() -> None:
     """The walk above can fail: an option with a misspelt key is noticed."""
     container = plain(changed({"augmentation.geometry.rotations": 5.0}))
