@@ -142,7 +142,15 @@ def _parts(part: str, table: LesionTable, members: Sequence[ModelFacts]) -> list
                 f"split={part}: {member.path} lies in no run's folder, so its split is not known. "
                 "Give the run's folder as checkpoint, or split=all."
             )
-        rows_of.append(FromFiles(directory=str(run))(table.frame, table.classes).part(part))
+        try:
+            split = FromFiles(directory=str(run))(table.frame, table.classes)
+        except DataError as error:
+            raise DataError(
+                f"split={part}: {run} was trained on other data than {table.name}, on which "
+                "models are judged here. Models that are judged together need the same data; "
+                f"judge each alone, or all on other data with split=all.\n{error}"
+            ) from error
+        rows_of.append(split.part(part))
     return rows_of
 
 

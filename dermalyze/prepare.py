@@ -88,8 +88,8 @@ def main(cfg: DictConfig) -> None:
         )
     if table.missing_images:
         logger.warning(
-            "%d rows of the table have no image (named in summary.json). Training refuses that "
-            "unless data.on_missing=drop is given",
+            "%d rows of the table have no image (named in summary.json). Training refuses them but "
+            "for data.on_missing=drop, which some recipes say themselves",
             len(table.missing_images),
         )
     logger.info("made %s (labels.csv, summary.json, audit.json, audit.html)", folder)

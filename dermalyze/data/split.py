@@ -180,8 +180,8 @@ class FromFiles:
             raise DataError(
                 f"data.split.directory={self.directory}: the saved split does not fit.\n  - "
                 + "\n  - ".join(problems)
-                + "\nUse the data and the untouched files of the run that made it, or draw a new "
-                "split with data/split=lesion_stratified."
+                + "\nUse the data and the untouched files of the run that made it; to train, "
+                "data/split=lesion_stratified draws a new split."
             )
 
 

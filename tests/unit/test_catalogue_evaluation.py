@@ -330,6 +330,9 @@ def test_61_other_images_than_the_runs_are_named_five_each_way(tmp_path: Path) -
         names = ", ".join(f"{letter}{row:02d}" for row in range(9, 14))
         assert names in str(refused.value)
         assert f"{letter}14" not in str(refused.value)
+    assert str(refused.value).startswith(
+        f"split=test: {tmp_path / 'run'} was trained on other data than {other.name}, on which"
+    )
     loose = [member(tmp_path / "loose" / "best", trained_on=[])]
     with pytest.raises(ConfigError, match="lies in no run's folder, so its split is not known"):
         shared_part("test", judged, loose)

@@ -397,7 +397,7 @@ def refusal(directory: Path, frame: pd.DataFrame = TABLE) -> str:
         FromFiles(directory=str(directory))(frame, CLASSES)
     message = str(caught.value)
     assert message.startswith(f"data.split.directory={directory}: the saved split does not fit.")
-    assert "draw a new split with data/split=lesion_stratified" in message
+    assert "to train, data/split=lesion_stratified draws a new split" in message
     return message
 
 
