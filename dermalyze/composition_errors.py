@@ -38,10 +38,14 @@ def _unknown_name(error: Exception) -> str | None:
     start = f"{name}: there is no such key or group."
     of_hydra = name.startswith("hydra.")
     names = {key for key in keys if key.startswith("hydra.") == of_hydra} | groups
-    parent, _, leaf = name.rpartition(".")
-    elsewhere = sorted(key for key in names if key.endswith(f".{leaf}"))
+    parent, leaf = name.rpartition(".")[0], _leaf(name)
+    elsewhere = sorted(key for key in names if _leaf(key) == leaf)
     elsewhere.sort(key=lambda key: key.count("."))  # what lies deepest is rarely meant
-    beside = [key for key in names if key.rpartition(".")[0] == parent]
+    beside = [
+        key
+        for key in names
+        if key.rpartition(".")[0] == parent and get_close_matches(leaf, [_leaf(key)], cutoff=0.5)
+    ]
     near = get_close_matches(name, [*beside, *elsewhere], n=1, cutoff=0.75)
     if near and near[0] in elsewhere:  # its place is misspelt alone
         return f"{start}{nearest(name, near)}"
@@ -51,6 +55,10 @@ def _unknown_name(error: Exception) -> str | None:
         meant_one = " or ".join(repr(key) for key in [*near, *elsewhere[:3]])
         return f"{start} Did you mean {meant_one}?"
     return f"{start}{nearest(name, names)}"
+
+
+def _leaf(name: str) -> str:
+    return re.split("[./]", name)[-1]
 
 
 def _having(group: str, key: str) -> list[str]:

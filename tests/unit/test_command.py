@@ -45,6 +45,9 @@ def test_options_with_dashes_are_refused_with_how_they_are_written(
         ("training.sede=1", "Did you mean 'training.seed'?"),
         ("trainig.seed=1", "Did you mean 'training.seed'?"),  # and not data.split.seed
         ("trainig.resume=RUN", "Did you mean 'training.resume'?"),
+        ("head=acrnn", "Did you mean 'model/head' or 'stages.head'?"),
+        ("training/loss=focal", "Did you mean 'loss'?"),
+        ("training.lr=1e-4", "Did you mean 'optimizer.lr' or 'stages.whole.lr'?"),
         ("epochs=3", "Did you mean 'training.epochs' or 'stages.whole.epochs'?"),
         ("data.batch_size=8", "Did you mean 'data.cache_size' or 'training.batch_size'?"),
         ("optimizer.decay=0.1", "Did you mean 'optimizer.weight_decay' or 'ema.decay'?"),
