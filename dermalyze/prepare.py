@@ -16,7 +16,7 @@ from dermalyze.errors import ConfigError, DataError
 
 logger = logging.getLogger("dermalyze")
 
-PLAIN = re.compile(r"[\w/.+@-]+")  # what Hydra takes as it stands
+_PLAIN = re.compile(r"[\w/.+@-]+")  # what Hydra takes as it stands
 
 
 @command("prepare")
@@ -120,7 +120,7 @@ def _same_data(chosen: str, root: str, *, drop: bool) -> str:
 
 def as_value(text: str) -> str:
     """Return a text as Hydra's grammar takes it, in which commas, brackets and = mean something."""
-    return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()
+    return text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from dermalyze.sweeps.findings import (
 )
 from dermalyze.sweeps.out_of_fold import write_out_of_fold
 from dermalyze.sweeps.table import SHOWN, comparison_table
-from dermalyze.sweeps.tracking import adopt, begin_tracking, begun
+from dermalyze.sweeps.tracking import begin_tracking, begun
 from dermalyze.taxonomy import DISCLAIMER
 from dermalyze.tracking.run_lock import is_abandoned
 from dermalyze.tracking.sweep_tags import parent_tags
@@ -255,7 +255,7 @@ def _record(
                     means[f"mean_{part}/{metric}"] = one.mean
                     means[f"sd_{part}/{metric}"] = one.deviation
         tracker.log_metrics(means, step=0)
-    adopt(sweep, [finding.folder for finding in found])
+    tracker.adopt([finding.folder for finding in found])
     for name in (SHARED_SWEEP, *made[1:]):
         tracker.log_artifact(sweep / name)
     ended: dict[str, Status] = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}

@@ -42,7 +42,7 @@ from dermalyze.tracking.run_lock import run_lock
 logger = logging.getLogger("dermalyze")
 
 _RESUME = "sweep.resume"
-JOB_FOLDER = "${hydra.job.num}"  # Hydra's own
+_JOB_FOLDER = "${hydra.job.num}"  # Hydra's own
 # Of Hydra's own words, those that a resumed sweep gets anew.
 _NEW_EACH_TIME = ("hydra.mode", "hydra.sweep.dir")
 
@@ -228,10 +228,10 @@ def _check_folders(config: DictConfig) -> None:
     Raises:
         ConfigError: another is asked for.
     """
-    name = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    if isinstance(name, dict) and name["subdir"] != JOB_FOLDER:
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if isinstance(sweep, dict) and sweep["subdir"] != _JOB_FOLDER:
         raise ConfigError(
-            f"hydra.sweep.subdir={name['subdir']}: a job's folder is called by its number. Leave "
+            f"hydra.sweep.subdir={sweep['subdir']}: a job's folder is called by its number. Leave "
             "it out; hydra.sweep.dir=FOLDER names the sweep's own, and its table says what each "
             "job is."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -12,8 +12,6 @@ from dermalyze.config import plain
 from dermalyze.redaction import shown
 from dermalyze.sweep_folder import read_sweep
 from dermalyze.taxonomy import DISCLAIMER
-from dermalyze.tracking.mlflow_tracker import tracker_of
-from dermalyze.tracking.sweep_tags import parent_tags
 from dermalyze.tracking.tracker import Tracker
 
 
@@ -23,16 +21,6 @@ def begin_tracking(sweep: Path, cfg: DictConfig) -> Tracker:
     words = [shown(override) for override in record["overrides"]]
     parameters = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)  # not ~key
     return begun(cfg, f"sweep {sweep.name}", sweep, parameters, {})
-
-
-def adopt(sweep: Path, jobs: Sequence[Path]) -> None:
-    """Make the runs of jobs children of the sweep's, also where it began after them."""
-    parent = parent_tags(sweep)
-    for folder in jobs:
-        tracker = tracker_of(folder)
-        if parent and tracker is not None:
-            tracker.reopen(folder)
-            tracker.log_tags(parent)
 
 
 def begun(

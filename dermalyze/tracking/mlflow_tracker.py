@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from dermalyze.tracking.mlflow_store import (
 )
 from dermalyze.tracking.run_identity import RunIdentity, read_identity, write_identity
 from dermalyze.tracking.run_lock import is_abandoned
+from dermalyze.tracking.sweep_tags import PARENT_TAG
 from dermalyze.tracking.tracker import Status
 
 if TYPE_CHECKING:
@@ -148,6 +149,17 @@ class MlflowTracker:
 
         self._send(send)
 
+    def adopt(self, folders: Sequence[Path]) -> None:
+        """Make runs of folders children of this one, also where they were begun before it."""
+        identities = [read_identity(folder) for folder in folders]
+        children = [one.run_id for one in identities if one is not None and one.uri == self.uri]
+
+        def send(client: MlflowClient, run: str) -> None:
+            for child in children:
+                client.set_tag(child, PARENT_TAG, run)
+
+        self._send(send)
+
     def reopen(self, folder: Path) -> None:
         """Add to the run that was begun for `folder`; its status stays what it is."""
         known = read_identity(folder)
@@ -155,13 +167,6 @@ class MlflowTracker:
             raise FileNotFoundError(f"{folder}: no run in MLflow belongs to it")
         run_id = known.run_id
         self._begin = lambda: run_id
-
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Say something of the run by which it can be found."""
-        from mlflow.entities import RunTag
-
-        batch = [RunTag(key, value) for key, value in tags.items()]
-        self._send(lambda client, run: client.log_batch(run, tags=batch))
 
     def log_summary(self, metrics: Mapping[str, float | None]) -> None:
         """Record single values of the whole run."""

@@ -34,6 +34,9 @@ class Tracker(Protocol):
     def log_checkpoint(self, path: Path, *, code: Path) -> None:
         """Record the checkpoint to predict with, and the file of Python that predicts with it."""
 
+    def adopt(self, folders: Sequence[Path]) -> None:
+        """Make runs of folders children of this one."""
+
     def finish(self, status: Status, *, why: str | None = None) -> None:
         """End the run with a true status, and say why where it is not the planned end."""
 
@@ -61,6 +64,9 @@ class NoTracker:
         """Do nothing."""
 
     def log_checkpoint(self, path: Path, *, code: Path) -> None:
+        """Do nothing."""
+
+    def adopt(self, folders: Sequence[Path]) -> None:
         """Do nothing."""
 
     def finish(self, status: Status, *, why: str | None = None) -> None:

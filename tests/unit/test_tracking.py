@@ -25,7 +25,6 @@ from dermalyze.errors import Interrupted, Pruned
 from dermalyze.files import write_json
 from dermalyze.redaction import redacted
 from dermalyze.run_folder import flat_parameters
-from dermalyze.sweeps.tracking import adopt
 from dermalyze.tracking import mlflow_tracker
 from dermalyze.tracking.history import HISTORY, write_history
 from dermalyze.tracking.mlflow_tracker import MlflowTracker, tracker_of
@@ -589,10 +588,9 @@ def test_a_job_that_was_recorded_before_its_sweep_becomes_its_child(
     jobs = [a_folder(sweep, "0"), a_folder(sweep, "1")]
     for job in jobs:
         started(uri, job).finish("FINISHED")
-    adopt(sweep, jobs)  # not recorded itself, as yet
+    NoTracker().adopt(jobs)  # the sweep is not recorded itself, as yet
     assert PARENT_TAG not in run_of(uri, jobs[0]).data.tags
-    started(uri, sweep)
-    adopt(sweep, [*jobs, a_folder(sweep, "2")])  # the last of them is nowhere recorded
+    started(uri, sweep).adopt([*jobs, a_folder(sweep, "2")])  # the last of them is nowhere recorded
     for job in jobs:
         assert run_of(uri, job).data.tags[PARENT_TAG] == run_of(uri, sweep).info.run_id
         assert run_of(uri, job).info.status == "FINISHED"
