@@ -154,6 +154,14 @@ def _without_effect(run: Node) -> Iterator[str]:
                 f"mix.{key}={mix[key]} without mix.mixup_alpha and mix.cutmix_alpha: nothing is "
                 "mixed. Choose mix=mixup, mix=cutmix or mix=both, or else mix=none"
             )
+    for kind, only in (("mixup", 0.0), ("cutmix", 1.0)):
+        other = "cutmix" if kind == "mixup" else "mixup"
+        is_alone = mix.get(f"{kind}_alpha") is not None and mix.get(f"{other}_alpha") is None
+        if is_alone and mix.get("cutmix_share", only) != only:
+            yield (
+                f"mix.cutmix_share={mix['cutmix_share']} without mix.{other}_alpha: every mixed "
+                f"batch gets {kind}. Choose mix=both, or leave the share at {only}"
+            )
     if head.get("learnable_scale") and not head.get("normalized"):
         yield (
             "model.head.learnable_scale=true with model.head.normalized=false: only cosines have a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,11 +25,15 @@ from dermalyze.engine.state import TrainState
 from dermalyze.engine.step import TrainingStep
 from dermalyze.errors import ConfigError
 from dermalyze.evaluation.metrics import direction
-from dermalyze.optim.schedules import Schedule
+from dermalyze.optim.schedules import CosineRestarts, Schedule
 from dermalyze.optim.stages import Stage, Stages, stages_of_run
 from dermalyze.randomness import Purpose
 
+logger = logging.getLogger(__name__)
+
 Node = dict[str, Any]
+
+_LEFT_UNSAID = 0.05  # of a period's way down: so little hardly shows in a result
 
 
 def build(
@@ -177,7 +182,7 @@ def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Stage]
         config["optimizer"], _convert_="all"
     )
     make_schedule: Callable[..., Schedule] = instantiate(config["scheduler"], _convert_="all")
-    return stages_of_run(
+    built = stages_of_run(
         stages,
         model=model,
         make_optimizer=make_optimizer,
@@ -185,6 +190,15 @@ def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Stage]
         epochs=config["training"]["epochs"],
         steps_per_epoch=steps_per_epoch,
     )
+    for stage in built:
+        schedule = stage.schedule
+        if isinstance(schedule, CosineRestarts) and schedule.left_at_end() > _LEFT_UNSAID:
+            logger.warning(
+                "stage %s: its %d epochs end amid a period of scheduler.restart_epochs, %.0f%% of "
+                "the way above eta_min to the peak rate. scheduler=cosine goes down all the way",
+                stage.name, stage.epochs, 100 * schedule.left_at_end(),
+            )  # fmt: skip
+    return built
 
 
 def _last_epochs(training: Node, model: nn.Module) -> LastEpochs | None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dermalyze.augmentation.kernels import kernels_of
-from dermalyze.augmentation.ranges import probability_problems
+from dermalyze.augmentation.ranges import between, probability_problems
 from dermalyze.config import raise_problems
 from dermalyze.errors import ConfigError
 
@@ -59,8 +59,7 @@ class Blur:
     def parameters(self, uniform_BP: np.ndarray) -> BlurParameters:
         """Turn uniforms in [0, 1), `columns` for each image, into what happens to the image."""
         rows_N = np.flatnonzero(uniform_BP[:, 0] < self.probability)
-        smallest, largest = self.sigma
-        return BlurParameters(rows_N, smallest + (largest - smallest) * uniform_BP[rows_N, 1])
+        return BlurParameters(rows_N, between(self.sigma, uniform_BP[rows_N, 1]))
 
     def apply(self, images_BCHW: Tensor, parameters: BlurParameters) -> Tensor:
         """Blur the chosen images in place and return the batch; borders are reflected.

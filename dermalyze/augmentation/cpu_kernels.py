@@ -17,9 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Images are shared out among threads here; OpenCV's own threads would only be more of them.
-cv2.setNumThreads(1)
-
 PIXELS_WORTH_A_THREAD = 112 * 112  # measured on two cores: below it, one is faster
 
 
@@ -27,8 +24,12 @@ class OpenCVKernels:
     """`dermalyze.augmentation.kernels.Kernels` of images in the host's memory.
 
     An image's result depends on nothing but the image: not on its batch, nor on how many threads
-    share the batch, which are as many as torch computes with.
+    share the batch, which are as many as torch computes with. OpenCV's own threads, which would
+    only be more of them, are turned off in the whole process.
     """
+
+    def __init__(self) -> None:
+        _turn_off_threads_of_opencv()
 
     def warp(self, images_BCHW: Tensor, matrices_B33: np.ndarray, size: tuple[int, int]) -> Tensor:
         """See `Kernels.warp`; the result's channels lie last."""
@@ -105,6 +106,11 @@ class OpenCVKernels:
         """See `Kernels.fill`."""
         for row, (top, bottom, left, right) in zip(rows_N, bounds_N4, strict=True):
             images_BCHW[row, :, top:bottom, left:right] = fill_C11
+
+
+@cache
+def _turn_off_threads_of_opencv() -> None:
+    cv2.setNumThreads(1)
 
 
 def in_pixels(matrices_B33: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dermalyze.augmentation.kernels import kernels_of
-from dermalyze.augmentation.ranges import probability_problems
+from dermalyze.augmentation.ranges import between, probability_problems
 from dermalyze.config import raise_problems
 
 
@@ -114,12 +114,11 @@ class Geometry:
         parts = np.split(uniform_BP, [2, 4, 6, 7], axis=1)
         flips_B2, angles_B2, translations_B2, scale_B1, tilts_B4 = parts
         shears_B2, perspectives_B2 = np.split(self.tilts * (2 * tilts_B4 - 1), 2, axis=1)
-        smallest, largest = self.scale
         return GeometryParameters(
             flips_B2=flips_B2 < self.flips,
             angles_B2=self.angles * (2 * angles_B2 - 1),
             translations_B2=self.translation * (2 * translations_B2 - 1),
-            scales_B=smallest + (largest - smallest) * scale_B1[:, 0],
+            scales_B=between(self.scale, scale_B1[:, 0]),
             shears_B2=shears_B2,
             perspectives_B2=perspectives_B2,
         )

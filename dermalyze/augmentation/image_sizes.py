@@ -14,7 +14,8 @@ class ImageSizes:
     Attributes:
         first: pixels in epoch 0.
         last: pixels from epoch `growing_epochs` on, as in validation.
-        growing_epochs: epochs below the full size; 0: every epoch has it.
+        growing_epochs: epochs before the full size is certain: since sizes are rounded to
+            multiples of 32, the last of them may have it already; 0: every epoch has it.
     """
 
     first: int

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dermalyze.augmentation.kernels import kernels_of
-from dermalyze.augmentation.ranges import probability_problems
+from dermalyze.augmentation.ranges import between, probability_problems
 from dermalyze.config import raise_problems
 
 
@@ -87,12 +87,10 @@ class Cutout:
         """Turn uniforms in [0, 1), `columns` for each image, into what happens to the image."""
         rows_N = np.flatnonzero(uniform_BP[:, 0] < self.probability)
         uniform_NP = uniform_BP[rows_N]
-        smallest, largest = self.area
-        narrowest, widest = self.log_aspect
         return CutoutParameters(
             rows_N=rows_N,
-            areas_N=smallest + (largest - smallest) * uniform_NP[:, 1],
-            aspects_N=np.exp(narrowest + (widest - narrowest) * uniform_NP[:, 2]),
+            areas_N=between(self.area, uniform_NP[:, 1]),
+            aspects_N=np.exp(between(self.log_aspect, uniform_NP[:, 2])),
             places_N2=uniform_NP[:, 3:],
         )
 

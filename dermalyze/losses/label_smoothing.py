@@ -28,7 +28,8 @@ class LabelSmoothing(Loss):
             class pulls much probability towards rare ones.
 
     Args:
-        epsilon: the part that is spread, in [0, 1); 0 gives cross entropy.
+        epsilon: the part that is spread, in [0, 1), and below (K - 1) / K for `others`, where all
+            classes are alike; 0 gives cross entropy.
         convention: `others` or `uniform`.
         class_weights: `balanced` or `none`, see `dermalyze.losses.class_weights`.
         class_counts: images of each class in the training split.
@@ -52,6 +53,12 @@ class LabelSmoothing(Loss):
             raise ConfigError(
                 f"loss.epsilon={epsilon}: a part in [0, 1) is needed; 0 smooths nothing, 0.05 to "
                 "0.1 are common."
+            )
+        alike = (len(class_counts) - 1) / len(class_counts)
+        if convention == "others" and epsilon >= alike:
+            raise ConfigError(
+                f"loss.epsilon={epsilon}: from {alike:.3f} on, others of {len(class_counts)} "
+                "classes are as true as the true one; 0.05 to 0.1 are common."
             )
         self.epsilon = epsilon
         self.convention = convention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import nn
 
 from dermalyze.errors import ConfigError, nearest
 from dermalyze.models.autograd_graph import readers_of
+
+logger = logging.getLogger(__name__)
 
 # Their gradient needs what came in, so that training would copy it before it is overwritten.
 _KEEP_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -54,7 +57,7 @@ class Backbone(nn.Module):
         config: dict[str, Any] = self.network.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(float(value) for value in config["mean"])
         self.std: tuple[float, ...] = tuple(float(value) for value in config["std"])
-        self._keep_unread_as_buffers(self._first_map(image_size))
+        self._try_one_image(image_size)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return features_BCHW of normalised images_BCHW."""
@@ -86,14 +89,36 @@ class Backbone(nn.Module):
                 ) from error
         self.train()
 
-    def _first_map(self, image_size: int) -> torch.Tensor:
-        """Try one image: a network without a map, or one that this size does not fit, shows here.
+    def _try_one_image(self, image_size: int) -> None:
+        """Find out what the network reads of an image, and which weights its map comes from.
+
+        In inference mode, where no graph is kept, nothing is trained: all stay as they are.
+        """
+        noise = torch.Generator().manual_seed(0)
+        image_1CHW = torch.randn(1, 3, image_size, image_size, generator=noise)
+        map_1CHW = self._first_map(image_1CHW.requires_grad_(not torch.is_inference_mode_enabled()))
+        if map_1CHW.grad_fn is None:
+            return
+        self._keep_unread_as_buffers(map_1CHW)
+        weights_1CHW = torch.randn(map_1CHW.shape, generator=noise)
+        (gradient_1CHW,) = torch.autograd.grad(map_1CHW, image_1CHW, weights_1CHW)
+        unread = unread_border(gradient_1CHW)
+        if unread:
+            logger.warning(
+                "data.image_size=%d: %s reads nothing of the last %d rows and columns of an image. "
+                "It reads all of them with data.image_size=%d",
+                image_size, self.name, unread, image_size - unread,
+            )  # fmt: skip
+
+    def _first_map(self, image_1CHW: torch.Tensor) -> torch.Tensor:
+        """Return the map: a network without one, or one that this size does not fit, shows here.
 
         Not in inference mode: networks that keep a tensor for later could not be trained with it.
         """
+        image_size = image_1CHW.shape[-1]
         try:
             with torch.enable_grad():
-                map_BCHW: torch.Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
+                map_BCHW: torch.Tensor = self.eval()(image_1CHW)
             shape = map_BCHW.shape
         except (AssertionError, AttributeError, RuntimeError) as error:
             raise _no_map(self.name, image_size, _why(error)) from error
@@ -103,12 +128,7 @@ class Backbone(nn.Module):
         return map_BCHW
 
     def _keep_unread_as_buffers(self, map_BCHW: torch.Tensor) -> None:
-        """Make buffers, under the same names, of parameters that no gradient of the map reaches.
-
-        In inference mode, where no graph is kept, nothing is trained: all stay as they are.
-        """
-        if map_BCHW.grad_fn is None:
-            return
+        """Make buffers, under the same names, of parameters that no gradient of the map reaches."""
         # Where a gradient is added to a parameter's, the node knows the parameter.
         nodes = readers_of(map_BCHW)
         read = {node.variable for node in nodes if hasattr(node, "variable")}
@@ -117,6 +137,21 @@ class Backbone(nn.Module):
                 if parameter not in read:
                     delattr(module, name)
                     module.register_buffer(name, parameter.detach())
+
+
+def unread_border(gradient_1CHW: torch.Tensor) -> int:
+    """Return how many of an image's last rows, or columns, have no gradient at all.
+
+    Patches and strides that do not divide an image's side leave out what is over, on two sides.
+    Where nothing has a gradient, or no values (on the meta device), none says what is read: 0.
+    """
+    if gradient_1CHW.is_meta:
+        return 0
+    sides = []
+    for over in ((0, 1, 3), (0, 1, 2)):
+        read = gradient_1CHW.abs().sum(over).nonzero()
+        sides.append(gradient_1CHW.shape[-1] - 1 - int(read[-1]) if len(read) else 0)
+    return max(sides)
 
 
 def check_name(name: str) -> None:
@@ -177,11 +212,15 @@ def _create(name: str, pretrained: bool, weights_file: str | None, image_size: i
     except Exception as error:
         if not pretrained and weights_file is None:
             raise _no_map(name, image_size, _why(error)) from error
-        source = weights_file or "timm's hub"
+        asked, source = "model.pretrained=true", "timm's hub"
+        scratch, file = "model.pretrained=false", "a local"
+        if weights_file is not None:
+            asked, source = f"model.weights_file={weights_file}", weights_file
+            scratch, file = "model.weights_file=null model.pretrained=false", "another"
         raise ConfigError(
-            f"model.pretrained={str(pretrained).lower()}: the weights of {name} could not be had "
-            f"from {source} ({_why(error)}). Train from scratch with model.pretrained=false, or "
-            "name a local file of this backbone's weights with model.weights_file=FILE."
+            f"{asked}: the weights of {name} could not be had from {source} ({_why(error)}). Train "
+            f"from scratch with {scratch}, or name {file} file of this backbone's weights with "
+            "model.weights_file=FILE."
         ) from error
     return network
 

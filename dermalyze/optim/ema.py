@@ -15,7 +15,9 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
     After update n, counted from 0: average = d average + (1 - d) weights with
     d = min(decay, (1 + n) / (10 + n)), as TensorFlow's `ExponentialMovingAverage` does it: a
     decay of 0.9999 looks back over 10,000 steps, and without the warm-up a short run would
-    average mostly its random start. Counters of BatchNorm are copied.
+    average mostly its random start. The warm-up looks back over a ninth of the updates so far
+    and ends after 9 / (1 - decay) of them, 90,000 for 0.9999 and 9,000 for 0.999: shorter runs
+    are alike for all decays from there on. Counters of BatchNorm are copied.
 
     timm looks up both state dicts in each update, which takes longer than to average a small
     network on the CPU. Here tensors are paired once, in a model's first update, and anew where its

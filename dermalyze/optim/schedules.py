@@ -135,12 +135,23 @@ class CosineRestarts(_Stage):
 
     def __call__(self, step: int, costs: Sequence[float] = ()) -> float:
         """Return the learning rate of optimiser step `step`, counted from 0."""
+        annealed = _half_cosine(self.peak_lr, self.eta_min, self._way_in_period(step))
+        return self._warmed(annealed, step)
+
+    def _way_in_period(self, step: int) -> float:
         since_restart, period = step, self._first_period
         while since_restart >= period:
             since_restart -= period
             period *= self.restart_factor
-        annealed = _half_cosine(self.peak_lr, self.eta_min, since_restart / period)
-        return self._warmed(annealed, step)
+        return since_restart / period
+
+    def left_at_end(self) -> float:
+        """Return which share of the way down to eta_min is left when the stage ends, in [0, 1).
+
+        0 where the stage ends with a period.
+        """
+        way = self._way_in_period(self.total_steps)
+        return _half_cosine(1.0, 0.0, way) if way else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +160,8 @@ class OneCycle(_Stage):
 
     From peak_lr / start_divisor up to peak_lr during the first `warmup_fraction` of the steps, then
     down to peak_lr / start_divisor / end_divisor (Smith and Topin 2019, "Super-convergence", with
-    cosines for its straight lines), as `torch.optim.lr_scheduler.OneCycleLR` does it.
+    cosines for its straight lines), as `torch.optim.lr_scheduler.OneCycleLR` does it, which moves
+    momentum as well: here that stays the optimiser's.
 
     Args:
         warmup_fraction: part of the stage's steps that go up, in [0, 1).
@@ -161,12 +173,8 @@ class OneCycle(_Stage):
         ConfigError: a value out of its range.
     """
 
-    warmup_fraction: float
     start_divisor: float
     end_divisor: float
-    peak_lr: float
-    total_steps: int
-    steps_per_epoch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -170,6 +170,14 @@ def test_options_that_go_together_pass(overrides: list[str]) -> None:
             ["mix.probability=0.7"],
             "mix.probability=0.7 without mix.mixup_alpha and mix.cutmix_alpha: nothing is mixed",
         ),
+        (
+            ["mix=mixup", "mix.cutmix_share=0.7"],
+            "mix.cutmix_share=0.7 without mix.cutmix_alpha: every mixed batch gets mixup",
+        ),
+        (
+            ["mix=both", "mix.mixup_alpha=null"],
+            "mix.cutmix_share=0.5 without mix.mixup_alpha: every mixed batch gets cutmix",
+        ),
         (["mix.unmixed_last_epochs=3"], "mix.unmixed_last_epochs=3 without mix.mixup_alpha"),
         (
             ["model/head=linear", "model.head.learnable_scale=true"],

@@ -285,6 +285,7 @@ def smoothing(epsilon: float) -> nn.Module:
         (focal, math.inf, "loss.gamma=inf"),
         (smoothing, -0.1, "loss.epsilon=-0.1"),
         (smoothing, 1.0, "loss.epsilon=1.0"),
+        (smoothing, 0.75, f"loss.epsilon=0.75: from {1 - 1 / len(COUNTS):.3f} on"),
         (smoothing, math.nan, "loss.epsilon=nan"),
     ],
 )

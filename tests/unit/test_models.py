@@ -244,6 +244,27 @@ def test_a_network_without_a_map_is_refused_at_once(name, image_size):
     assert "data.image_size" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size", "unread"),
+    [
+        ("vit_tiny_patch16_224", 48, 0),
+        ("vit_tiny_patch16_224", 40, 8),  # patches of 16
+        ("test_convnext", 33, 1),  # a first stride of 2 or 4
+        ("test_resnet", 33, 0),
+    ],
+)
+def test_a_border_that_a_network_does_not_read_is_told(caplog, name, image_size, unread):
+    body = backbone(name, image_size=image_size)
+    whole = torch.zeros(1, 3, image_size, image_size)
+    changed = whole.clone()
+    changed[..., image_size - unread :] = 9.0  # as many columns as are said to count for nothing
+    with torch.no_grad():
+        assert torch.equal(body.eval()(whole), body(changed))
+    told = [record.getMessage() for record in caplog.records]
+    said = f"{name} reads nothing of the last {unread} rows and columns of an image. It reads all"
+    assert [said in line for line in told] == [True] * bool(unread)
+
+
 # Weights
 
 
@@ -341,6 +362,7 @@ def test_files_that_are_not_this_backbones_weights_are_refused(tmp_path):
             backbone(weights_file=str(tmp_path / name))
         assert problem in str(caught.value), name
         assert f"could not be had from {tmp_path / name}" in str(caught.value)
+        assert "with model.weights_file=null model.pretrained=false" in str(caught.value)
     assert not (tmp_path / "harm").exists()
 
 

@@ -95,6 +95,21 @@ def test_defaults_restart_at_epochs_20_and_40() -> None:
     assert rates[-1] == pytest.approx(last, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({}, 0.0),  # 12 epochs are six periods
+        ({"total_steps": 65}, 0.5),  # and half a seventh
+        ({"total_steps": 5}, 0.5),  # half of the first
+        ({"restart_factor": 2, "total_steps": 30}, 0.0),  # periods of 10 and 20 steps
+        ({"restart_factor": 2, "total_steps": 20}, 0.5),
+        ({"restart_epochs": None, "total_steps": 7}, 0.0),
+    ],
+)
+def test_what_is_left_of_the_way_down_at_the_end(change: dict[str, float], left: float) -> None:
+    assert cosine(**change).left_at_end() == pytest.approx(left)
+
+
 def test_growing_periods_restart_later_and_later() -> None:
     schedule = cosine(restart_factor=2)  # periods of 10, 20, 40 steps
     at_peak = [step for step in range(150) if schedule(step) == 1e-3]

@@ -40,6 +40,16 @@ def test_plateau_lowers_the_rate_once_results_stand_still() -> None:
     assert values == [3e-4] * 48
 
 
+def test_a_stage_that_ends_at_a_high_rate_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    rates()
+    assert not caplog.records
+    rates("training.epochs=10", "stages=two")
+    [record] = caplog.records
+    assert record.getMessage().startswith(
+        "stage whole: its 5 epochs end amid a period of scheduler.restart_epochs, 85% of the way"
+    )
+
+
 @pytest.mark.slow
 def test_the_command_writes_the_curve_and_its_numbers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dermalyze.show_schedule", "scheduler=onecycle"]
