@@ -61,7 +61,10 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], header: He
     sealed = json.dumps({"header": text, "sha256": _digest(text, on_host)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as files are made here; safetensors lets none but us read
         save_file(on_host, temporary, metadata={_ENTRY: sealed})
+        temporary.chmod(mode)
         _flush(temporary)
         if path.exists():
             _keep_as(previous_of(path), path)
@@ -72,8 +75,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], header: He
         needed = sum(tensor.numel() * tensor.element_size() for tensor in on_host.values())
         raise CheckpointError(
             f"{path}: the checkpoint could not be written ({error}); it needs about "
-            f"{needed / 2**20:.0f} MiB. The previous one is intact. Free some space or name "
-            "another folder, then resume."
+            f"{needed / 2**20:.0f} MiB. What stood there is intact. Free some space or name "
+            "another folder, then give the command again; training is resumed."
         ) from error
 
 

@@ -7,6 +7,7 @@ else, with a traceback.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dermalyze.composition_errors import better_said
 from dermalyze.config import CONF_DIR, register_resolvers
-from dermalyze.errors import ConfigError, DermalyzeError, Interrupted, Pruned
+from dermalyze.errors import ConfigError, DataError, DermalyzeError, Interrupted, Pruned
 from dermalyze.fresh_folder import remove_if_fresh
 from dermalyze.launch import Launch, launch_of
 from dermalyze.run_folder import as_typed
@@ -36,6 +37,8 @@ from dermalyze.sweeps.job import run_job
 from dermalyze.sweeps.sweep import resumed_words, whole_sweep
 
 logger = logging.getLogger("dermalyze")
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 Task = Callable[[DictConfig], Any]
 
@@ -76,7 +79,11 @@ def command(
         @wraps(task)
         def guarded(cfg: DictConfig) -> Any:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                return said(cfg, may_raise=False)
+                try:
+                    return said(cfg, may_raise=False)
+                except KeyboardInterrupt:
+                    logger.warning("ended by Ctrl-C")
+                    raise SystemExit(130) from None
             if sweeps:
                 return run_job(partial(said, may_raise=False), cfg)
             return said(cfg, may_raise=True)
@@ -221,9 +228,14 @@ def _refuse_dashes(words: list[str]) -> None:
 
 
 def _mendable(error: BaseException | None) -> DermalyzeError | None:
-    """Return the error for the user in what Hydra or OmegaConf wrapped around it, if any."""
+    """Return the error for the user in what Hydra or OmegaConf wrapped around it, if any.
+
+    A file that a disk or its rights have no room for is one, wherever it was to be written.
+    """
     while isinstance(error, (HydraException, OmegaConfBaseException)):
         error = error.__cause__ or error.__context__
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return DataError(f"{error}. Make room there, or name another place.")
     return error if isinstance(error, DermalyzeError) else None
 
 

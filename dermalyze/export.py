@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     # Imported here, so that --help and --cfg job need neither torch nor mlflow.
     from dermalyze.exporting.export_run import export
     from dermalyze.exporting.schema import Export
+    from dermalyze.run_folder import CONFIG
     from dermalyze.schema import checked
     from dermalyze.taxonomy import DISCLAIMER
 
@@ -43,6 +44,9 @@ def main(cfg: DictConfig) -> None:
     logger.info("\n".join(lines))
     size = done.path.stat().st_size / 2**20
     then = _NEXT[cfg.format].format(path=str(done.path))
+    if cfg.format != "torch_export" and not (done.path.parent / CONFIG).is_file():
+        # Outside a run's folder a model does not say which data it was trained on.
+        then = f"python -m dermalyze.predict checkpoint={done.path} images=IMAGES"
     logger.info("made %s (%.1f MiB). Next: %s\n%s", done.path, size, then, DISCLAIMER)
 
 

@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     from dermalyze.data.metadata_file import listed
     from dermalyze.data.table import summary
     from dermalyze.dataset import read_table
-    from dermalyze.files import write_json
+    from dermalyze.files import spreadsheet_cell, write_json, write_whole
     from dermalyze.schema import Preparation, checked
     from dermalyze.taxonomy import DISCLAIMER
 
@@ -52,14 +52,17 @@ def main(cfg: DictConfig) -> None:
     if found.pairs_complete or merge:
         pairs = remember_pairs(found, as_read, cache)  # training need not look for them again
     table = join_lesions(as_read, pairs) if merge else as_read
-    table.frame.drop(columns=["path", "label"]).to_csv(folder / "labels.csv", index=False)
+    labels = table.frame.drop(columns=["path", "label"]).map(
+        lambda cell: spreadsheet_cell(cell) if isinstance(cell, str) else cell
+    )
+    write_whole(folder / "labels.csv", labels.to_csv(index=False))
     counts = summary(table)
     lesions = table.frame["lesion_id"].nunique()
     write_json(
         folder / "summary.json",
         {
             "data": table.name,
-            "root": str(Path(data["root"]).resolve()),
+            "root": str(Path(data["root"]).expanduser().resolve()),
             "images": len(table),
             "lesions": lesions,
             "classes": counts.to_dict(orient="index"),

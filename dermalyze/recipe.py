@@ -160,6 +160,13 @@ def _model(
     ).to(device)
     model.lay_out(memory_format(training["channels_last"], device))
     sizes = image_sizes(config)
+    unread = model.backbone.unread_border(sizes.last)
+    if unread:
+        logger.warning(
+            "data.image_size=%d: %s reads nothing of the last %d rows and columns of an image. It "
+            "reads all of them with data.image_size=%d",
+            sizes.last, model.backbone.name, unread, sizes.last - unread,
+        )  # fmt: skip
     model.backbone.check_sizes(sorted({sizes(epoch) for epoch in range(sizes.growing_epochs)}))
     if training["grad_checkpointing"]:
         try:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dermalyze.compared_runs.evaluations import Evaluated, read_evaluations
 from dermalyze.compared_runs.groups import grouped
 from dermalyze.compared_runs.trained import Trained, read_trained
-from dermalyze.errors import DataError
+from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.comparison_plots import histories_figure
 from dermalyze.evaluation.plots import png_of, training_curves_figure
 from dermalyze.reporting.page import FIGURES
@@ -42,6 +42,7 @@ def report_runs(config: Node) -> Reported:
     Raises:
         ConfigError, CheckpointError, DataError: what the user can mend.
     """
+    page = _page(config)
     groups, _ = grouped(config["runs"], group_seeds=config["group_seeds"], baseline=None)
     trained: dict[Path, Trained] = {}
     evaluated: dict[Path, list[Evaluated]] = {}
@@ -57,7 +58,6 @@ def report_runs(config: Node) -> Reported:
         for group in groups
         for run in group.runs
     ]
-    page = _page(config)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_runs_page(
@@ -79,10 +79,20 @@ def report_runs(config: Node) -> Reported:
 def _page(config: Node) -> Path:
     """Return where the page goes: into the folder of the one run or multirun, if it is one."""
     if config["output"] is not None:
-        return Path(config["output"])
+        return _new_page(Path(config["output"]))
     given = config["runs"]
     alone = given if isinstance(given, str) else given[0] if len(given) == 1 else None
     return Path(config["paths"]["outputs"] if alone is None else alone) / PAGE
+
+
+def _new_page(output: Path) -> Path:
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"output={output}: a page is written. Name a file that ends in .html.")
+    if output.exists():
+        raise ConfigError(
+            f"output={output}: is there already. Name another file, or remove this one."
+        )
+    return output
 
 
 def _pictures(trained: Trained, evaluated: list[Evaluated]) -> list[tuple[bytes, str]]:

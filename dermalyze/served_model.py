@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from typing import Any
 
@@ -64,7 +63,7 @@ def _stream(value: object, at: int) -> io.BytesIO:
         return io.BytesIO(value)
     try:
         return io.BytesIO(base64.b64decode(str(value), validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # also of letters that base64 has not
         raise _refused(f"image {at}: neither bytes nor base64 ({error})") from error
 
 

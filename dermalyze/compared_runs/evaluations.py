@@ -20,13 +20,13 @@ class Evaluated:
         folder: of the evaluation.
         images: how many it was over.
         estimates: for each metric value, low and high; None where undefined.
-        leakage: in words that it is no test; None where it is one.
+        no_test: in words why it is none, which images the models have seen or were chosen by.
     """
 
     folder: Path
     images: int
     estimates: Mapping[str, Mapping[str, Any]]
-    leakage: str | None
+    no_test: tuple[str, ...]
 
     def as_node(self) -> dict[str, Any]:
         """Return what a report says of it, plain."""
@@ -34,7 +34,7 @@ class Evaluated:
             "part": self.folder.name,
             "images": self.images,
             "estimates": dict(self.estimates),
-            "leakage": self.leakage,
+            "no_test": list(self.no_test),
         }
 
 
@@ -49,9 +49,9 @@ def read_evaluations(run: Path) -> list[Evaluated]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             estimates = dict(report["intervals"]["overall"])
-            found.append(
-                Evaluated(path.parent, int(report["images"]), estimates, report["leakage"])
-            )
+            why = (report["leakage"], report["fitted_on_these"])
+            no_test = tuple(words for words in why if words is not None)
+            found.append(Evaluated(path.parent, int(report["images"]), estimates, no_test))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(
                 f"{path}: not the metrics of an evaluation by this version "

@@ -29,6 +29,7 @@ from dermalyze.files import writable
 # pixels.
 DECODE_VERSION = 1
 MAX_PIXELS = 50_000_000
+MAX_SCANS = 100  # of a JPEG: a progressive one has some ten, and each costs as much as the image
 
 # (where, signature, plugin). The plugins are called directly and not through Image.open, which
 # would warn about large images (and turn a JPEG with a picture index into another format) before
@@ -117,7 +118,7 @@ def decode(
 
     Raises:
         DataError: missing, empty, truncated or damaged; not an image or of another format; more
-            than 8 bits a channel; animated; over 50 megapixels.
+            than 8 bits a channel; animated; over 50 megapixels; a JPEG of over 100 scans.
     """
     place, stream = _opened(source, called)
     with stream as file:
@@ -186,6 +187,8 @@ def _image(file: BinaryIO, place: str) -> ImageFile.ImageFile:
     try:
         image = plugin(file)
         _refuse_large(image, place)
+        if plugin is JpegImageFile:
+            _refuse_many_scans(file, place)
         if plugin is PngImageFile:
             # Checks all checksums and the end mark, which reading the pixels does not.
             image.verify()
@@ -206,6 +209,18 @@ def _refuse_large(image: Image.Image, place: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{place}: {_too_large(f'{width} x {height} pixels')}")
+
+
+def _refuse_many_scans(file: BinaryIO, place: str) -> None:
+    """Refuse a few bytes a scan that would keep a reader busy for hours; the file is rewound."""
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")  # what is compressed never looks like this mark
+    file.seek(0)
+    if scans > MAX_SCANS:
+        raise DataError(
+            f"{place}: {scans} scans over one image, where a progressive JPEG has some ten. "
+            f"{_SAVE_ANEW}."
+        )
 
 
 def _refuse_unfit(image: Image.Image, place: str) -> None:

@@ -81,8 +81,8 @@ def why_not_alike(found: Agreement, limits: Limits) -> str | None:
     reasons = []
     if found.agreement < limits.agreement:
         reasons.append(
-            f"both name the same class for {found.agreement:.4f} of {found.images} validation "
-            f"images, below limits.agreement={limits.agreement:g}"
+            f"both name the same class for {round(found.agreement * found.images)} of "
+            f"{found.images} validation images, below limits.agreement={limits.agreement:g}"
         )
     if model - export > limits.balanced_accuracy:
         reasons.append(

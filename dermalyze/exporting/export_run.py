@@ -126,6 +126,12 @@ def export(config: Node) -> Exported:
     set_threads(config["threads"])
     path = best_checkpoint(config["checkpoint"])
     target = _target(config, path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output={target}: its folder cannot be made ({error}). Name another place."
+        ) from error
     trained = load_model(path, torch.device("cpu"))
     classifier_of(trained)
     run, limits = _Run(config, trained), Limits(**config["limits"])
@@ -135,7 +141,6 @@ def export(config: Node) -> Exported:
         "torch_export": _write_torch_export,
         "safetensors": _write_safetensors,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     return writers[config["format"]](config, trained, run, limits, target)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,6 @@ from torch import nn
 
 from dermalyze.errors import ConfigError, nearest
 from dermalyze.models.autograd_graph import readers_of
-
-logger = logging.getLogger(__name__)
 
 # Their gradient needs what came in, so that training would copy it before it is overwritten.
 _KEEP_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -57,7 +54,7 @@ class Backbone(nn.Module):
         config: dict[str, Any] = self.network.pretrained_cfg
         self.mean: tuple[float, ...] = tuple(float(value) for value in config["mean"])
         self.std: tuple[float, ...] = tuple(float(value) for value in config["std"])
-        self._try_one_image(image_size)
+        self._keep_unread_as_buffers(self._first_map(image_size))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return features_BCHW of normalised images_BCHW."""
@@ -89,36 +86,30 @@ class Backbone(nn.Module):
                 ) from error
         self.train()
 
-    def _try_one_image(self, image_size: int) -> None:
-        """Find out what the network reads of an image, and which weights its map comes from.
+    def unread_border(self, image_size: int) -> int:
+        """Return how many of an image's last rows, and columns, the first convolution leaves out.
 
-        In inference mode, where no graph is kept, nothing is trained: all stay as they are.
+        One whose stride does not divide an image's side, such as that of a ViT's patches, leaves
+        out what is over, on two sides. timm's convolutions that pad as much as is needed leave out
+        none.
         """
-        noise = torch.Generator().manual_seed(0)
-        image_1CHW = torch.randn(1, 3, image_size, image_size, generator=noise)
-        map_1CHW = self._first_map(image_1CHW.requires_grad_(not torch.is_inference_mode_enabled()))
-        if map_1CHW.grad_fn is None:
-            return
-        self._keep_unread_as_buffers(map_1CHW)
-        weights_1CHW = torch.randn(map_1CHW.shape, generator=noise)
-        (gradient_1CHW,) = torch.autograd.grad(map_1CHW, image_1CHW, weights_1CHW)
-        unread = unread_border(gradient_1CHW)
-        if unread:
-            logger.warning(
-                "data.image_size=%d: %s reads nothing of the last %d rows and columns of an image. "
-                "It reads all of them with data.image_size=%d",
-                image_size, self.name, unread, image_size - unread,
-            )  # fmt: skip
+        stem = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
+        embedding = getattr(self.network, "patch_embed", None)
+        if type(stem) is not nn.Conv2d or getattr(embedding, "dynamic_img_pad", False):
+            return 0
+        if isinstance(stem.padding, str):
+            return 0
+        padding, kernel, stride = stem.padding[0], stem.kernel_size[0], stem.stride[0]
+        return max(0, (image_size + 2 * padding - kernel) % stride - padding)
 
-    def _first_map(self, image_1CHW: torch.Tensor) -> torch.Tensor:
-        """Return the map: a network without one, or one that this size does not fit, shows here.
+    def _first_map(self, image_size: int) -> torch.Tensor:
+        """Try one image: a network without a map, or one that this size does not fit, shows here.
 
         Not in inference mode: networks that keep a tensor for later could not be trained with it.
         """
-        image_size = image_1CHW.shape[-1]
         try:
             with torch.enable_grad():
-                map_BCHW: torch.Tensor = self.eval()(image_1CHW)
+                map_BCHW: torch.Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
             shape = map_BCHW.shape
         except (AssertionError, AttributeError, RuntimeError) as error:
             raise _no_map(self.name, image_size, _why(error)) from error
@@ -128,7 +119,12 @@ class Backbone(nn.Module):
         return map_BCHW
 
     def _keep_unread_as_buffers(self, map_BCHW: torch.Tensor) -> None:
-        """Make buffers, under the same names, of parameters that no gradient of the map reaches."""
+        """Make buffers, under the same names, of parameters that no gradient of the map reaches.
+
+        In inference mode, where no graph is kept, nothing is trained: all stay as they are.
+        """
+        if map_BCHW.grad_fn is None:
+            return
         # Where a gradient is added to a parameter's, the node knows the parameter.
         nodes = readers_of(map_BCHW)
         read = {node.variable for node in nodes if hasattr(node, "variable")}
@@ -137,21 +133,6 @@ class Backbone(nn.Module):
                 if parameter not in read:
                     delattr(module, name)
                     module.register_buffer(name, parameter.detach())
-
-
-def unread_border(gradient_1CHW: torch.Tensor) -> int:
-    """Return how many of an image's last rows, or columns, have no gradient at all.
-
-    Patches and strides that do not divide an image's side leave out what is over, on two sides.
-    Where nothing has a gradient, or no values (on the meta device), none says what is read: 0.
-    """
-    if gradient_1CHW.is_meta:
-        return 0
-    sides = []
-    for over in ((0, 1, 3), (0, 1, 2)):
-        read = gradient_1CHW.abs().sum(over).nonzero()
-        sides.append(gradient_1CHW.shape[-1] - 1 - int(read[-1]) if len(read) else 0)
-    return max(sides)
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,22 @@ def listed_images(images: str) -> Iterator[Given]:
         yield given
     if empty:
         raise DataError(f"images={images}: {none}. Give a folder or table that holds images.")
+
+
+def identity_of(images: str) -> dict[str, str]:
+    """Return what tells one list from another: where it lies and, of a table, what it says.
+
+    Raises:
+        DataError: the table cannot be read.
+    """
+    place = _at_home(images).resolve()
+    if place.suffix.lower() not in TABLES or not place.is_file():
+        return {"given": writable(str(place))}
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise DataError(f"{images}: cannot be read: {error.strerror}.") from error
+    return {"given": writable(str(place)), "table": hashlib.sha256(content).hexdigest()}
 
 
 def _at_home(name: str) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from dermalyze.engine.interruption import Interruption
 from dermalyze.errors import ConfigError
 from dermalyze.files import joined_codes
 from dermalyze.inference.identity import way_of
-from dermalyze.prediction.listing import listed_images
+from dermalyze.prediction.listing import identity_of, listed_images
 from dermalyze.prediction.panel import Panel, Result, panel_and_way
 from dermalyze.prediction.parts import Parts
 from dermalyze.prediction.pictures import Given
@@ -60,10 +62,8 @@ def predict_many(config: Node) -> Tally:
         Interrupted: a signal asked to stop; the parts that were done are kept.
     """
     output = None if config["output"] is None else check_ending(config["output"])
-    if output is not None and output.exists():
-        raise ConfigError(
-            f"output={output}: is there already. Name another file, or remove this one."
-        )
+    if output is not None:
+        _refuse_existing(output)
     panel, way = panel_and_way(config)
     batch_size = config["batch_size"] or panel.batch_size
     listing = listed_images(config["images"])
@@ -75,6 +75,7 @@ def predict_many(config: Node) -> Tally:
         with run_lock(parts.folder):
             parts.begin(_about(panel, way, config, batch_size), listing)
             _fill(parts, panel, way, batch_size)
+            _refuse_existing(output)
             write_table(output, _counted(parts.records(), tally), panel.classes)
         parts.remove()
     except OSError as error:
@@ -85,10 +86,17 @@ def predict_many(config: Node) -> Tally:
     return tally
 
 
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise ConfigError(
+            f"output={output}: is there already. Name another file, or remove this one."
+        )
+
+
 def _about(panel: Panel, way: Way, config: Node, batch_size: int) -> Node:
     """Return what decides the results, to the last bit on one machine."""
     return {
-        "given": config["images"],
+        **identity_of(config["images"]),
         "models": [_sha256(model.path) for model in panel.models],
         "way": way_of(way.views, way.method, way.weights_M),
         "fit": hashlib.sha256(json.dumps(way.fit, sort_keys=True).encode()).hexdigest(),
@@ -157,7 +165,11 @@ def _said(panel: Panel, way: Way, listing: Iterator[Given], batch_size: int) -> 
     for batch in panel.results(batches, way, batch_size):
         for result in batch:
             tally.count(None if isinstance(result, Prediction) else result.error)
-            print(_line(result), flush=True)
+            try:
+                print(_line(result), flush=True)
+            except BrokenPipeError:  # who reads the lines, such as `head`, has enough of them
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return tally
     return tally
 
 

@@ -81,7 +81,9 @@ class Parts:
         with whole_file(self.folder / _IMAGES) as file:
             for given in listing:
                 self.images += 1
-                line = {"name": given.name, "path": given.picture, "metadata": given.metadata}
+                # Whoever goes on may do so from another folder.
+                path = str(Path(str(given.picture)).absolute())
+                line = {"name": given.name, "path": path, "metadata": given.metadata}
                 file.write(json.dumps(line).encode() + b"\n")
 
     def __len__(self) -> int:

@@ -94,10 +94,7 @@ def find_way(
             evaluation must find first.
         DataError: what was fitted cannot be read.
     """
-    why_not = next(
-        (f"{member.path} lies in no run's folder" for member in members if run_of(member) is None),
-        None,
-    )
+    loose = next((member.path.name for member in members if run_of(member) is None), None)
     if method.chosen_by and len(members) > 1:
         asked = _asked(views, method, np.zeros(len(members)), precision)
         weights_M = chosen_weights(home, trained_as(members), asked)
@@ -105,8 +102,8 @@ def find_way(
         names = [str(member.path) for member in members]
         metrics = [member.header.get("validation_metrics", {}) for member in members]
         weights_M = method.weights(Candidates(names, metrics))
-    if why_not is not None:
-        return Way(views, method, weights_M, None, why_not)
+    if loose is not None:
+        return Way(views, method, weights_M, None, f"{loose} lies in no run's folder")
     asked = _asked(views, method, weights_M, precision)
     sought = as_json({"models": trained_as(members), "prediction": asked})
     for fit in all_kept(home):

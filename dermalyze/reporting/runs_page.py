@@ -25,7 +25,7 @@ def write_runs_page(
         path: of the page.
         groups: see `run_sections.settings_section`.
         runs: see `run_sections.training_section`; each also with "evaluations", a list of nodes
-            with "part", "images", "estimates" and "leakage".
+            with "part", "images", "estimates" and "no_test".
         curves: PNG of all runs' curves over each other.
         pictures: for each run that is pictured by itself its PNGs with their captions.
     """
@@ -53,9 +53,8 @@ def _evaluations(runs: Sequence[Node]) -> list[Element]:
     content = [element("h2", "Evaluations")]
     for run in runs:
         for found in run["evaluations"]:
-            if found["leakage"] is not None:
-                words = f"{run['run']}, {found['part']}: {found['leakage']}."
-                content.append(warning(words))
+            for why in found["no_test"]:
+                content.append(warning(f"{run['run']}, {found['part']} is no test: {why}."))
             metrics = [told(found["estimates"][name]) for name in SHOWN]
             rows.append([run["group"], str(run["seed"]), found["part"], found["images"], *metrics])
     if not rows:

@@ -19,6 +19,8 @@ class Serving(ConfigPart):
     host: str = Field(min_length=1)  # to Python's sockets, an empty one is every address
     port: int = Field(ge=0, le=65535)
     most_megabytes: float = Field(gt=0)
+    most_waiting: int = Field(ge=1)
+    most_seconds: float = Field(gt=0)
     device: Literal["auto", "cuda", "mps", "cpu"]
     amp: Literal["auto", "off", "bf16", "fp16"]
     set_method: Literal["lac", "aps", "raps", "class_conditional"]

@@ -23,11 +23,15 @@ logger = logging.getLogger(__name__)
 
 Node = dict[str, Any]
 
+_SECONDS_TO_END = 10  # for requests under way, once the server is to end
+
 SENT = "the image that was sent"
 
 
 def serve(config: Node) -> None:
-    """Answer as `conf/serve.yaml` describes, until SIGINT or SIGTERM; requests under way are ended.
+    """Answer as `conf/serve.yaml` describes, until SIGINT or SIGTERM.
+
+    Requests under way have ten seconds to come to their end.
 
     Args:
         config: checked, plain.
@@ -47,7 +51,11 @@ def serve(config: Node) -> None:
             return said
 
         app = application(
-            judge, about=_about(panel, way), most_bytes=int(config["most_megabytes"] * 2**20)
+            judge,
+            about=_about(panel, way),
+            most_bytes=int(config["most_megabytes"] * 2**20),
+            most_waiting=config["most_waiting"],
+            most_seconds=config["most_seconds"],
         )
         host, port = listening.getsockname()[:2]
         address = address_of(host, port)
@@ -58,7 +66,9 @@ def serve(config: Node) -> None:
             address,
             DISCLAIMER,
         )
-        settings = uvicorn.Config(app, log_level="warning", lifespan="off")
+        settings = uvicorn.Config(
+            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_SECONDS_TO_END
+        )
         uvicorn.Server(settings).run(sockets=[listening])
 
 

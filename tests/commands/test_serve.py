@@ -105,8 +105,11 @@ def test_a_model_answers_what_it_says_in_python(trained, phantoms, serving) -> N
             many = [*pool.map(lambda _: posted(address, path.read_bytes()).json(), range(16))]
         assert all(one == said for one in many)
 
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        # One that never sends what it announced keeps nobody from ending the server.
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as stalled:
+            stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
 
 
 @pytest.mark.thorough

@@ -92,6 +92,14 @@ def test_round_trip_bit_for_bit(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_who_may_read_other_files_may_read_it(path):
+    path.with_name("other").touch()
+    for _ in range(2):  # the second is written beside the first
+        write_checkpoint(path, some_tensors(), {})
+    modes = {file.stat().st_mode for file in path.parent.iterdir()}
+    assert modes == {path.with_name("other").stat().st_mode}
+
+
 def test_no_tensors_and_no_header_are_a_checkpoint_too(path):
     write_checkpoint(path, {}, {})
     assert read_checkpoint(path) == ({}, {"format_version": FORMAT_VERSION})

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from dermalyze.data.decode import DECODE_VERSION, MAX_PIXELS, PreprocessSpec, decode
+from dermalyze.data.decode import DECODE_VERSION, MAX_PIXELS, MAX_SCANS, PreprocessSpec, decode
 from dermalyze.errors import ConfigError, DataError
 
 SPEC = PreprocessSpec(image_size=16)
@@ -277,6 +277,19 @@ def test_a_webp_bomb() -> None:
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\x3f\x00" * 2
     stream = BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body + bytes(100))
     assert "the size in its header, over the limit of 50 megapixels" in refusal(stream)
+
+
+def test_scans_without_end_are_refused_before_they_are_read() -> None:
+    content = saved(Image.new("L", (64, 64)), "JPEG", progressive=True).getvalue()
+    last = content.rindex(b"\xff\xda")
+    scans = content.count(b"\xff\xda")
+    assert 2 < scans < 20
+    some, many = (
+        BytesIO(content[:-2] + content[last:-2] * count + content[-2:])
+        for count in (MAX_SCANS - scans, MAX_SCANS - scans + 1)
+    )
+    assert (decode(some, SPEC) == decode(BytesIO(content), SPEC)).all()
+    assert f"<stream>: {MAX_SCANS + 1} scans over one image" in refusal(many)
 
 
 def test_50_megapixels_are_allowed() -> None:

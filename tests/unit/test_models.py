@@ -249,20 +249,32 @@ def test_a_network_without_a_map_is_refused_at_once(name, image_size):
     [
         ("vit_tiny_patch16_224", 48, 0),
         ("vit_tiny_patch16_224", 40, 8),  # patches of 16
-        ("test_convnext", 33, 1),  # a first stride of 2 or 4
+        ("test_convnext", 65, 1),  # a first stride of 4
         ("test_resnet", 33, 0),
+        ("tf_efficientnet_lite0", 33, 0),  # padded as much as is needed
     ],
 )
-def test_a_border_that_a_network_does_not_read_is_told(caplog, name, image_size, unread):
-    body = backbone(name, image_size=image_size)
-    whole = torch.zeros(1, 3, image_size, image_size)
-    changed = whole.clone()
-    changed[..., image_size - unread :] = 9.0  # as many columns as are said to count for nothing
-    with torch.no_grad():
-        assert torch.equal(body.eval()(whole), body(changed))
-    told = [record.getMessage() for record in caplog.records]
-    said = f"{name} reads nothing of the last {unread} rows and columns of an image. It reads all"
-    assert [said in line for line in told] == [True] * bool(unread)
+def test_a_border_that_a_network_does_not_read_is_counted(name, image_size, unread):
+    body = backbone(name, image_size=image_size).eval()
+    assert body.unread_border(image_size) == unread
+    noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    for columns, matters in ((unread, False), (unread + 1, True)):
+        changed = noise.clone()
+        changed[..., image_size - columns :] = 9.0
+        with torch.no_grad():
+            assert torch.equal(body(noise), body(changed)) is not matters
+
+
+def test_a_run_is_told_of_a_border_that_is_not_read(caplog):
+    config = checked_run(
+        composed("model=timm", "model.backbone=vit_tiny_patch16_224", "model.pretrained=false",
+                 "data.image_size=40", head="linear")
+    )  # fmt: skip
+    build(config, **run_data(image_size=40))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data.image_size=40: vit_tiny_patch16_224 reads nothing of the last 8 rows and columns of "
+        "an image. It reads all of them with data.image_size=32"
+    ]
 
 
 # Weights

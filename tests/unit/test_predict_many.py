@@ -200,6 +200,39 @@ def test_parts_that_were_predicted_otherwise_are_not_mixed(run, folder, tmp_path
         predict_many(config(run, folder, output))
 
 
+def test_parts_of_another_list_are_not_mixed(run, folder, tmp_path, monkeypatch):
+    table, output = tmp_path / "images.csv", tmp_path / "p.csv"
+    table.write_text("path,age\n" + "".join(f"{folder}/{n}.png,{n + 40}\n" for n in range(7)))
+    started(run, table, output, monkeypatch)
+    table.write_text(table.read_text().replace(",41", ",14"))
+    with pytest.raises(ConfigError, match=r"holds parts .*\n  - table: [0-9a-f]{64} -> "):
+        predict_many(config(run, table, output))
+    output.with_name("p.csv.parts").rename(tmp_path / "q.csv.parts")
+    for name in ("here", "there"):
+        (tmp_path / name / "pictures").mkdir(parents=True)
+        for number in range(4):
+            draw(tmp_path / name / "pictures" / f"{number}.png", number)
+    monkeypatch.chdir(tmp_path / "here")
+    started(run, "pictures", output, monkeypatch)
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(ConfigError, match=r"given: \S+here/pictures -> \S+there/pictures"):
+        predict_many(config(run, "pictures", output))
+    tally = predict_many(config(run, "../here/pictures", output))  # the same, called otherwise
+    assert (tally.images, tally.failures) == (4, 0)
+
+
+def test_a_file_that_came_in_between_is_not_written_over(run, folder, tmp_path, monkeypatch):
+    output = tmp_path / "p.csv"
+    monkeypatch.setattr(many, "_fill", lambda *args: output.write_text("mine"))
+    with pytest.raises(ConfigError, match="is there already"):
+        predict_many(config(run, folder, output))
+    assert output.read_text() == "mine"
+    assert (tmp_path / "p.csv.parts").is_dir()
+    monkeypatch.undo()
+    output.unlink()
+    assert predict_many(config(run, folder, output)).images == IMAGES
+
+
 def test_nothing_is_written_over_and_nothing_left_of_what_cannot_begin(run, tmp_path):
     mine = tmp_path / "p.csv"
     mine.write_text("mine")

@@ -17,7 +17,7 @@ from test_comparison import FRAME, HISTORY, PROBS, a_run, asked, probabilities
 from dermalyze import run_report
 from dermalyze.compared_runs.trained import read_trained
 from dermalyze.comparison import TRAINED, compare, write_comparison
-from dermalyze.errors import DataError
+from dermalyze.errors import ConfigError, DataError
 from dermalyze.evaluation.comparison_plots import (
     Judged,
     Row,
@@ -198,7 +198,8 @@ def evaluated(run: str, leakage: str | None) -> None:
     estimate = {"value": 0.5, "low": 0.25, "high": 0.75, "draws": 9}
     names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
     overall = dict.fromkeys(names, estimate) | {"macro_auc": {"value": None, "reason": "alone"}}
-    report = {"intervals": {"overall": overall}, "images": 1234, "leakage": leakage}
+    report = {"intervals": {"overall": overall}, "images": 1234}
+    report |= {"leakage": leakage, "fitted_on_these": None if leakage is None else "fitted"}
     (folder / "evaluation_metrics.json").write_text(json.dumps(report))
     for name in ("confusion_matrix", "calibration_curve"):
         Image.new("RGB", (4, 4)).save(folder / f"{name}.png")
@@ -228,13 +229,23 @@ def test_a_report_over_many_runs(
     assert seen.words.count("0.500 (0.250 to 0.750)") == 8
     assert seen.words.count("none: alone") == 2
     assert seen.words.count("1,234") == 2
-    assert f"{runs[1]}, test: seen." in seen.words
+    for why in ("seen", "fitted"):
+        assert f"{runs[1]}, test is no test: {why}." in seen.words
     assert seen.words.count("2 of 3") == 3  # the best epoch
     assert {"optimizer.lr", "0.1", "0.2", "7, 13"} <= set(seen.words)
     assert "2 more runs are not pictured by themselves (pictured_runs)." in seen.words
     # All curves, and of one run its own, a confusion matrix and a calibration curve.
     assert len(seen.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
+
+
+def test_a_report_is_written_over_nothing_that_was_named(runs: list[str], tmp_path: Path) -> None:
+    model, page = tmp_path / "model.safetensors", tmp_path / "mine.html"
+    for path, why in ((model, "ends in .html"), (page, "is there already")):
+        path.write_text("mine")
+        with pytest.raises(ConfigError, match=f"output={path}: .*{why}"):
+            report_runs(wanted(*runs, output=str(path)))
+        assert path.read_text() == "mine"
 
 
 def test_the_report_of_one_run_lies_in_its_folder_and_in_its_mlflow_run(
