@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -73,6 +74,32 @@ def test_a_key_that_is_not_there_is_answered_with_the_one_that_was_meant(
     assert ended.value.code == 2
     key = word.partition("=")[0]
     assert capsys.readouterr().err == f"{key}: there is no such key or group. {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 2, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.csv"), 2, "Permission denied"),
+        (KeyboardInterrupt(), 130, "ended by Ctrl-C"),
+    ],
+)
+def test_a_full_disk_and_ctrl_c_are_said_in_a_line(
+    error: BaseException, code: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    @command("report")
+    def task(cfg: DictConfig) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["report", "runs=a"])
+    with pytest.raises(SystemExit) as ended:
+        task()
+    assert ended.value.code == code
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("'a.csv'. Make room there, or name another place." in shown) is (code == 2)
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize("words", [[], ["-m"]])

@@ -261,6 +261,16 @@ def test_on_the_screen_each_image_is_a_line(run, folder, capsys):
     assert all(f"{code} {value:.4f}" in line for code, value in result.probabilities.items())
 
 
+def test_who_reads_some_lines_only_ends_it_quietly(run, folder, monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        tally = predict_many({**config(run, folder, ""), "output": None})
+        print("more", flush=True)  # goes nowhere
+    assert tally.images == 1
+
+
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@A1", "\t=1", "\r=1", "\n=1"])
 def test_a_formula_is_made_text(text):
     assert spreadsheet_cell(text) == "'" + text
