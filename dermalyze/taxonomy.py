@@ -35,6 +35,11 @@ _NAMES = {lesion_class.code: lesion_class.name for lesion_class in HAM10000}
 HAM10000_CODES: tuple[str, ...] = tuple(lesion_class.code for lesion_class in HAM10000)
 
 
+def in_words(code: str) -> str:
+    """Return the name of a class in words; of a class of one's own, nothing."""
+    return _NAMES.get(code, "")
+
+
 def description(code: str) -> str:
     """Return the name of a class in words; of a class of one's own, its code."""
-    return _NAMES.get(code, code)
+    return in_words(code) or code

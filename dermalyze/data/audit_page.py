@@ -17,23 +17,13 @@ from dermalyze.data.page_tree import Cell, element, table, whole_page
 from dermalyze.data.table_facts import Confound, TableFacts
 from dermalyze.errors import DataError
 from dermalyze.files import write_json, write_whole
-from dermalyze.taxonomy import DISCLAIMER, HAM10000
+from dermalyze.taxonomy import DISCLAIMER, in_words
 
 SHOWN = 100  # rows of a list of images; audit.json holds all
-NAMES = {lesion_class.code: lesion_class.name for lesion_class in HAM10000}
 
 # Okabe and Ito's blue and vermilion are told apart with every kind of colour vision; what they say
 # stands beside them in words.
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-caption { text-align: left; color: #444; padding-bottom: .3rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
-         overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { height: .8rem; background: #0072b2; }
 .pair { border: 1px solid #ccc; border-radius: 6px; padding: .7rem; margin: 1rem 0;
         break-inside: avoid; }
@@ -177,7 +167,7 @@ def _table_sections(facts: TableFacts) -> list[Element]:
     classes = [
         (
             dx,
-            NAMES.get(dx, ""),
+            in_words(dx),
             count.images,
             count.lesions,
             f"{count.share_of_images:.1%}",

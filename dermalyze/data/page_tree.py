@@ -11,16 +11,31 @@ Cell = str | int | Element
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NUMBER = {"class": "number"}  # for the page's style to place
 
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+caption { text-align: left; color: #444; padding-bottom: .3rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
+         overflow-wrap: anywhere; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+"""
+
 
 def whole_page(title: str, style: str, content: Iterable[Element]) -> str:
-    """Return a page that needs no other file, with `title` as its name."""
+    """Return a page that needs no other file, with `title` as its name.
+
+    It looks as all pages do; `style` says what is its own.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
-        element("style", style),
+        element("style", STYLE + style),
     )
     page = element("html", head, element("body", *content), lang="en")
     indent(page, space="")

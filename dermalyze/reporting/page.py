@@ -10,13 +10,12 @@ from dermalyze.data.page_tree import element, table, whole_page
 from dermalyze.files import write_whole
 from dermalyze.reporting.page_parts import STYLE, opening, picture, told, warning
 from dermalyze.reporting.trust_section import trust_section
-from dermalyze.taxonomy import HAM10000
+from dermalyze.taxonomy import in_words
 
 PAGE = "report.html"
 
 Node = dict[str, Any]
 
-_NAMES = {lesion_class.code: lesion_class.name for lesion_class in HAM10000}
 # What the page shows: the metric, and what it is called there.
 _OVERALL = {
     "accuracy": "accuracy",
@@ -86,7 +85,7 @@ def _metrics(report: Node) -> list[Element]:
     classes = [
         [
             code,
-            _NAMES.get(code, ""),
+            in_words(code),
             entry["support"],
             entry["lesions"],
             *(told(entry[key]) for key in _PER_CLASS),

@@ -11,15 +11,7 @@ from dermalyze.data.page_tree import element
 from dermalyze.taxonomy import DISCLAIMER
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-.disclaimer { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #eef5fa; }
 .warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: #fdf1e8; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-caption { text-align: left; color: #444; padding-bottom: .3rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; } figure { margin: 1rem 0; }
 """
 
