@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from timm.data import create_loader
 from torch.utils.data import DataLoader
 
@@ -20,10 +19,16 @@ from dermalyze.benchmarks.input import cached_store
 from dermalyze.benchmarks.photographs import photographs
 from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars, Report, in_turns
-from dermalyze.benchmarks.training import Node, Step, built, config_of, labels_of, plain_step
+from dermalyze.benchmarks.training import (
+    Node,
+    Step,
+    config_of,
+    labels_of,
+    our_epoch,
+    plain_step,
+)
 from dermalyze.benchmarks.usual import UsualFiles, pillow_files, read_by_pillow
-from dermalyze.compute import numerics
-from dermalyze.engine.loop import epoch_windows
+from dermalyze.data.batches import ImageStore
 from dermalyze.errors import ConfigError
 
 TRAINING_IMAGES = 7010  # 70 % of HAM10000's
@@ -130,10 +135,10 @@ def our_own(*, paths: list[Path], options: Sequence[str], folder: Path) -> Peers
     """Return an epoch from a cache, and one that builds its cache first, in a folder."""
     config, caches = config_of(options), (folder / f"cache{number}" for number in count())
 
-    def first() -> None:
-        our_epoch(paths, next(caches), config)()
+    def from_cache() -> Callable[[], None]:
+        return our_epoch(config, stored(paths, next(caches), config["data"]))
 
-    return {OURS: our_epoch(paths, next(caches), config), FIRST: first}
+    return {OURS: from_cache(), FIRST: lambda: from_cache()()}
 
 
 def given_files(root: str, images: int | None) -> list[Path]:
@@ -194,23 +199,6 @@ def run_through(loader: Iterable[Any], step: Step) -> None:
         step(images_BCHW, labels_B)
 
 
-def our_epoch(paths: list[Path], cache: Path, config: Node) -> Callable[[], None]:
-    """Return what trains a config's first epoch; the cache is built here, where there is none."""
-    data, training = config["data"], config["training"]
-    store = cached_store(paths, cache, image_size=data["cache_size"] or data["image_size"])
-    state, step = built(config, store)
-    sampler = instantiate(config["sampler"], _convert_="all")
-    accumulate = training["accumulate"]
-
-    def epoch() -> None:
-        order_N = sampler.order(labels_of(len(store)), seed=training["seed"], epoch=0)
-        windows = epoch_windows(order_N, batch_size=training["batch_size"], accumulate=accumulate)
-        state.train_mode()
-        step.begin_epoch(state, np.arange(len(store)))
-        with numerics(deterministic=training["deterministic"], fast=training["fast_mode"]):
-            for number, window in enumerate(windows):
-                state.step = number
-                step(state, window, number * accumulate)
-        state.step = 0
-
-    return epoch
+def stored(paths: list[Path], cache: Path, data: Node) -> ImageStore:
+    """Return the images from a cache, which is built here where there is none."""
+    return cached_store(paths, cache, image_size=data["cache_size"] or data["image_size"])

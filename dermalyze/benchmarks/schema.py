@@ -88,6 +88,15 @@ class MemoryBenchmark(ConfigPart):
     files: list[Annotated[int, Field(ge=1)]]
 
 
+class GpuBenchmark(ConfigPart):
+    """`gpu.*`: the device, an epoch's images, the product it is held against, what is trained."""
+
+    device: Literal["cuda", "mps", "cpu"]
+    images: int = Field(ge=2)
+    matrix: int = Field(ge=16)
+    options: list[str]
+
+
 class Benchmark(ConfigPart):
     """The whole configuration."""
 
@@ -103,6 +112,7 @@ class Benchmark(ConfigPart):
             "evaluate",
             "scale",
             "memory",
+            "gpu",
         ]
     ] = Field(min_length=1)
     repeats: int = Field(ge=1)
@@ -115,5 +125,6 @@ class Benchmark(ConfigPart):
     evaluate: EvaluateBenchmark
     scale: ScaleBenchmark
     memory: MemoryBenchmark
+    gpu: GpuBenchmark
     output: str
     paths: OutputPath

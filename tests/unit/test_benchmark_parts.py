@@ -15,7 +15,18 @@ from small_models import make_run
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dermalyze.benchmarks import apart, chart, epoch, evaluate, infer, input, memory, scale, step
+from dermalyze.benchmarks import (
+    apart,
+    chart,
+    epoch,
+    evaluate,
+    gpu,
+    infer,
+    input,
+    memory,
+    scale,
+    step,
+)
 from dermalyze.benchmarks.cache import write_photographs
 from dermalyze.benchmarks.composing import composed
 from dermalyze.benchmarks.infer import EAGER, INT8, OURS, models
@@ -24,6 +35,7 @@ from dermalyze.benchmarks.rates import rate_rows, rate_table
 from dermalyze.benchmarks.timing import Bars
 from dermalyze.benchmarks.training import (
     config_of,
+    noise,
     our_training,
     peer_network,
     plain_step,
@@ -117,6 +129,46 @@ def test_every_peer_of_a_part_is_in_its_report() -> None:
     assert names == [input.PILLOW, input.TENSORS, input.OURS, input.GATHER]
     assert report.numbers["input"][0]["ratio"] == 1
     assert report.bars == Bars("images/s on one core", report.numbers["input"][:3])
+
+
+def test_a_device_is_held_against_its_own_products() -> None:
+    words = ["model=timm", "model.backbone=test_resnet", "model/head=linear", "ema=on"]
+    words += [f"data.image_size={SIZE}", "training.batch_size=8", "augmentation=medium"]
+    report = gpu.measure(repeats=1, device="cpu", images=17, matrix=64, options=words)
+    rows, numbers = report.numbers["gpu"], report.numbers
+    assert [row["what"] for row in rows] == [gpu.PLAIN, gpu.TIMM, gpu.HELD, gpu.CACHED]
+    assert [row["images_per_second"] * row["median"] for row in rows] == pytest.approx([16] * 4)
+    assert numbers["of_step_rate"] == pytest.approx(rows[2]["median"] / rows[3]["median"])
+    for row in rows:
+        of_the_image = row["images_per_second"] * numbers["flops_of_an_image"]
+        share = of_the_image / numbers["flops_of_a_second"]
+        assert row["share_of_matrix_rate"] == pytest.approx(share)
+    assert "batches of 8, fp32 on the CPU" in report.title
+
+
+def test_operations_are_those_of_products_forward_and_backward() -> None:
+    network, counted = peer_network("test_resnet"), []
+
+    def count(layer: torch.nn.Module, given: tuple[torch.Tensor], made: torch.Tensor) -> None:
+        weights_per_output = layer.weight[0].numel()
+        counted.append(2 * weights_per_output * made.numel())
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    network.eval()(torch.zeros(1, 3, SIZE, SIZE))
+    # As much again for the gradients of the weights and of what came in, but for the image's.
+    expected = 3 * sum(counted) - counted[0]
+    assert gpu.operations_an_image("test_resnet", SIZE) == expected
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [40, 3]])
+def test_a_held_batch_is_the_same_for_all_rows(rows: list[int]) -> None:
+    held = gpu.HeldBatch(rows=50, batch_size=4, image_size=SIZE, device=torch.device("cpu"))
+    assert len(held) == 50
+    with held.reading_ahead([np.array(rows)]):
+        expected = torch.from_numpy(noise(4, SIZE))[:2].permute(0, 3, 1, 2)
+        assert torch.equal(held.batch(np.array(rows)), expected)
 
 
 @pytest.mark.thorough
