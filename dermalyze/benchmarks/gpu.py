@@ -30,7 +30,6 @@ from dermalyze.data.batches import ImageStore
 
 PLAIN, TIMM = "eager, contiguous", "timm's, channels last, average"
 HELD, CACHED = "ours, one batch again and again", "ours, from the image cache"
-MATRIX = 8192  # rows and columns of the products whose rate is the device's
 NOTES = (
     "timm's: create_optimizer_v2, ModelEmaV3 and dispatch_clip_grad, composed as its train script "
     "does with --opt adamw --channels-last --model-ema --clip-grad 1 --amp --torchcompile",
