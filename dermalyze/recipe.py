@@ -201,8 +201,8 @@ def _stages(config: Node, model: nn.Module, steps_per_epoch: int) -> list[Stage]
         schedule = stage.schedule
         if isinstance(schedule, CosineRestarts) and schedule.left_at_end() > _LEFT_UNSAID:
             logger.warning(
-                "stage %s: its %d epochs end amid a period of scheduler.restart_epochs, %.0f%% of "
-                "the way above eta_min to the peak rate. scheduler=cosine goes down all the way",
+                "stage %s: its %d epochs end amid a period of scheduler.restart_epochs, at a rate "
+                "%.0f%% of the way up from eta_min. scheduler=cosine goes down all the way",
                 stage.name, stage.epochs, 100 * schedule.left_at_end(),
             )  # fmt: skip
     return built

@@ -115,6 +115,7 @@ def test_a_resumed_run_says_where_memory_is_too_small_for_what_was_kept(
     resumed.state.restore(stopped.state.tensors(), stopped.state.numbers())
     monkeypatch.setattr(frozen_maps, "machine_memory", lambda: 1)
     resumed.go_on()
-    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    [warning] = [record for record in caplog.records if record.name == "dermalyze.engine.step"]
+    assert warning.levelname == "WARNING"
     assert "the run so far kept the frozen backbone's maps" in warning.getMessage()
     assert resumed.state.keeps_maps is False

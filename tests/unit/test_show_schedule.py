@@ -46,7 +46,7 @@ def test_a_stage_that_ends_at_a_high_rate_is_told(caplog: pytest.LogCaptureFixtu
     rates("training.epochs=10", "stages=two")
     [record] = caplog.records
     assert record.getMessage().startswith(
-        "stage whole: its 5 epochs end amid a period of scheduler.restart_epochs, 85% of the way"
+        "stage whole: its 5 epochs end amid a period of scheduler.restart_epochs, at a rate 85% of"
     )
 
 
