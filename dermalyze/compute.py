@@ -39,8 +39,12 @@ class Precision:
         return "fp32" if self.dtype is None else {torch.bfloat16: "bf16"}.get(self.dtype, "fp16")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, key: str = "device") -> torch.device:
     """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Args:
+        name: auto, cuda, mps or cpu.
+        key: of the config that names it, for the error.
 
     Raises:
         ConfigError: the named device is not there.
@@ -55,8 +59,8 @@ def choose_device(name: str) -> torch.device:
     if not available.get(name, False):
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(
-            f"training.device={name}: torch {torch.__version__} finds no such device here "
-            f"(it finds: {there}). Use training.device=auto, or install torch for this device."
+            f"{key}={name}: torch {torch.__version__} finds no such device here (it finds: "
+            f"{there}). Name what it finds, or install torch for this device."
         )
     return torch.device(name)
 

@@ -104,7 +104,7 @@ def run_training(
     """
     config = checked_run(cfg)
     training: Node = config["training"]
-    launch, device = launch_of(os.environ), choose_device(training["device"])
+    launch, device = launch_of(os.environ), choose_device(training["device"], key="training.device")
     options = {name: training[name] for name in ("batch_size", "sync_batch_norm")}
     raise_problems(rank_problems(launch, device, **options))
     with (

@@ -59,7 +59,7 @@ def measure(
         ConfigError: there is no such device; or words that `train` refuses.
     """
     config = config_of(options)
-    precision = choose_precision(config["training"]["amp"], choose_device(device))
+    precision = choose_precision(config["training"]["amp"], choose_device(device, key="gpu.device"))
     backbone, size = config["model"]["backbone"], config["data"]["image_size"]
     batch_size = config["training"]["batch_size"]
     steps = max(1, images // batch_size)

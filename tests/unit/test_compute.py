@@ -41,8 +41,9 @@ def test_bf16_is_multiplied_by_a_cpu_that_says_so(monkeypatch: pytest.MonkeyPatc
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     missing = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(ConfigError, match=rf"training\.device={missing}: .* cpu\)"):
-        choose_device(missing)
+    for key in ("device", "gpu.device"):
+        with pytest.raises(ConfigError, match=rf"^{key}={missing}: .* cpu\)"):
+            choose_device(missing, key=key)
     assert choose_device("cpu") == CPU
 
 
